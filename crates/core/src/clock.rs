@@ -1,0 +1,69 @@
+//! Wall-clock instants. Durations inside the process use `tokio::time::Instant` (monotonic, and
+//! pausable in tests); what is stored uses [`Timestamp`].
+
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds since the Unix epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// This instant plus a duration; saturates.
+    pub fn plus(self, d: Duration) -> Self {
+        Self(self.0.saturating_add(d.as_millis().min(u128::from(u64::MAX)) as u64))
+    }
+
+    /// How long until `later`; zero when it has passed.
+    pub fn until(self, later: Timestamp) -> Duration {
+        Duration::from_millis(later.0.saturating_sub(self.0))
+    }
+
+    /// Parses an RFC 3339 instant.
+    pub fn parse(s: &str) -> Option<Self> {
+        let t: jiff::Timestamp = s.parse().ok()?;
+        u64::try_from(t.as_millisecond()).ok().map(Self)
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds, as CloudEvents `time` wants it.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0 as i64) {
+            Ok(t) => write!(f, "{t:.3}"),
+            Err(_) => write!(f, "{}ms", self.0),
+        }
+    }
+}
+
+/// The source of stored instants, so that a simulation can own time.
+pub trait Clock: Send + Sync + 'static {
+    /// The wall clock now.
+    fn now(&self) -> Timestamp;
+}
+
+/// The operating system's wall clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Timestamp(since.as_millis() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timestamp_prints_as_rfc3339_and_reads_back() {
+        let t = Timestamp(1_700_000_000_123);
+        assert_eq!(t.to_string(), "2023-11-14T22:13:20.123Z");
+        assert_eq!(Timestamp::parse(&t.to_string()), Some(t));
+    }
+}

@@ -1,0 +1,63 @@
+//! Every bound of the product, named once. Each has an error when it is hit and a test at it.
+
+use std::time::Duration;
+
+/// Bytes in a [`Name`](crate::Name).
+pub const NAME_BYTES: usize = 128;
+
+/// Bytes of one message's payload.
+pub const MESSAGE_BYTES: usize = 1 << 20;
+/// Bytes of one store batch, well below a journal segment.
+pub const BATCH_BYTES: usize = 16 << 20;
+/// Operations in one `POST /v1/commit`.
+pub const COMMIT_OPS: usize = 1_000;
+/// Bytes of a JSON body the API accepts.
+pub const API_BODY_BYTES: usize = 16 << 20;
+/// Messages handed out by one receive call.
+pub const RECEIVE_MESSAGES: usize = 1_000;
+/// Longest long poll of a receive or watch call.
+pub const RECEIVE_WAIT: Duration = Duration::from_secs(60);
+/// CloudEvents extension attributes on one envelope.
+pub const ENVELOPE_EXTENSIONS: usize = 64;
+
+/// Bytes of request head the gateway reads before answering 431.
+pub const HEADER_BYTES: usize = 64 << 10;
+/// Header fields of one request.
+pub const HEADER_COUNT: usize = 128;
+/// Time a client has to send a request head.
+pub const HEADER_READ: Duration = Duration::from_secs(30);
+/// Bytes of a body that a policy asked to collect (idempotency, saga input).
+pub const COLLECTED_BODY_BYTES: usize = 1 << 20;
+/// Open connections per listener.
+pub const CONNECTIONS: usize = 16_384;
+/// HTTP/2 streams a client may hold open on one connection.
+pub const H2_STREAMS: u32 = 256;
+/// HTTP/2 resets tolerated before the connection is closed (CVE-2023-44487).
+pub const H2_PENDING_RESETS: usize = 64;
+/// Baggage bytes passed on (W3C Baggage 3.3.2 asks for at least 8192).
+pub const BAGGAGE_BYTES: usize = 8192;
+/// Bytes of an Idempotency-Key.
+pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
+
+/// Idle connections kept per upstream instance and core.
+pub const UPSTREAM_IDLE: usize = 128;
+/// How long an idle upstream connection is kept.
+pub const UPSTREAM_IDLE_FOR: Duration = Duration::from_secs(60);
+/// Time to connect to an upstream.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Registered instances of one service.
+pub const INSTANCES: usize = 4_096;
+
+/// Steps a saga definition may hold.
+pub const SAGA_STEPS: usize = 1_000;
+/// Bytes of one saga instance's state.
+pub const SAGA_STATE_BYTES: usize = 4 << 20;
+/// Saga steps in flight at once in one process.
+pub const SAGA_STEPS_IN_FLIGHT: usize = 1_024;
+
+/// Spans kept in the trace ring.
+pub const TRACE_SPANS: usize = 100_000;
+/// Bytes of one configuration file.
+pub const CONFIG_BYTES: usize = 4 << 20;
+/// How long SIGTERM waits for work in flight.
+pub const DRAIN: Duration = Duration::from_secs(30);

@@ -1,0 +1,7 @@
+//! Where bytes come in: listeners, TLS, routing, the HTTP exchange, the API.
+//!
+//! What it is not: it holds no business rules; it parses, asks `policy`, `mesh`, `broker` and `flow`, and answers.
+
+pub mod spec;
+
+pub use spec::{GatewaySpec, RouteMatch, RouteSpec, Target};

@@ -1,0 +1,161 @@
+//! The effective policy of a route, push subscription or saga step, as configuration resolves it.
+//!
+//! Durations are exact; `None` means the block is off.
+
+use std::time::Duration;
+
+/// All blocks that apply to one piece of work, after built-in defaults, `policies.default`, service, named and
+/// inline were laid over each other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Policy {
+    /// Time for the whole work, retries included.
+    pub deadline: Option<Duration>,
+    /// Time for one attempt (to the response head; for calls with a collected body, to its end).
+    pub attempt_timeout: Option<Duration>,
+    /// Trying again.
+    pub retry: Option<Retry>,
+    /// Failing fast.
+    pub breaker: Option<Breaker>,
+    /// Work at once.
+    pub bulkhead: Option<Bulkhead>,
+    /// Work per time.
+    pub rate: Option<Rate>,
+    /// Idempotency-Key handling.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Exponential backoff with full jitter under a budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Retry {
+    /// Tries in all, the first included; at least 1.
+    pub attempts: u32,
+    /// First backoff.
+    pub backoff_min: Duration,
+    /// Longest backoff.
+    pub backoff_max: Duration,
+    /// Full jitter (AWS Architecture Blog, 2015) or none.
+    pub jitter: bool,
+    /// Retries as a fraction of requests, over a sliding 10 s; plus `budget_min` a second.
+    pub budget: f64,
+    /// Retries a second that the budget always allows.
+    pub budget_min: u32,
+}
+
+/// Closed, open, half-open over a window of calls.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Breaker {
+    /// Opens at this share of failures, 0 to 1.
+    pub failure_rate: f64,
+    /// A call slower than this is slow; `None` = slowness does not count.
+    pub slow_call: Option<Duration>,
+    /// Opens at this share of slow calls, 0 to 1.
+    pub slow_rate: f64,
+    /// Calls in the sliding window.
+    pub window: u32,
+    /// Calls before the rates count.
+    pub min_calls: u32,
+    /// How long it stays open.
+    pub open_for: Duration,
+    /// Trial calls when half-open; all must be judged before it closes or opens again.
+    pub half_open_calls: u32,
+}
+
+/// Work at once, and how many may wait for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bulkhead {
+    /// At once.
+    pub limit: u32,
+    /// May wait.
+    pub queue: u32,
+    /// How long they wait.
+    pub wait: Duration,
+}
+
+/// Work per time (GCRA), by principal or in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub limit: u32,
+    /// Per this long.
+    pub period: Duration,
+    /// Above the steady rate.
+    pub burst: u32,
+    /// Counted by.
+    pub per: RatePer,
+}
+
+/// What a rate counts by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RatePer {
+    /// One count for all.
+    All,
+    /// A count per principal (anonymous callers: per source address).
+    Principal,
+    /// A count per source address.
+    Address,
+}
+
+/// Idempotency-Key (IETF httpapi draft) on a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    /// Without a key: 400.
+    pub required: bool,
+    /// Anonymous callers share one scope; without this they may not use keys.
+    pub public: bool,
+    /// How long answers are kept.
+    pub keep: Duration,
+}
+
+impl Policy {
+    /// What applies where configuration says nothing.
+    pub fn builtin() -> Self {
+        Self {
+            deadline: Some(Duration::from_secs(15)),
+            attempt_timeout: Some(Duration::from_secs(5)),
+            retry: Some(Retry::default()),
+            breaker: Some(Breaker::default()),
+            bulkhead: Some(Bulkhead::default()),
+            rate: None,
+            idempotency: None,
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            backoff_min: Duration::from_millis(25),
+            backoff_max: Duration::from_secs(1),
+            jitter: true,
+            budget: 0.2,
+            budget_min: 10,
+        }
+    }
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            failure_rate: 0.5,
+            slow_call: None,
+            slow_rate: 1.0,
+            window: 100,
+            min_calls: 20,
+            open_for: Duration::from_secs(10),
+            half_open_calls: 5,
+        }
+    }
+}
+
+impl Default for Bulkhead {
+    fn default() -> Self {
+        Self { limit: 1024, queue: 0, wait: Duration::ZERO }
+    }
+}
+
+impl Default for Idempotency {
+    fn default() -> Self {
+        Self { required: false, public: false, keep: Duration::from_secs(24 * 3600) }
+    }
+}
