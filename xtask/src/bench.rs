@@ -1,29 +1,12 @@
-//! `cargo xtask bench NAME` and `cargo xtask schema`.
+//! `cargo xtask bench NAME`: builds in release and runs the benches of `bench/`.
 
-use std::process::ExitCode;
+use crate::sh::{self, Outcome};
 
-use crate::{Failure, cargo};
-
-/// Options of `bench`.
-#[derive(clap::Args)]
-pub struct BenchArgs {
-    /// Which bench, and its options
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    rest: Vec<String>,
-}
-
-/// Options of `schema`.
-#[derive(clap::Args)]
-pub struct SchemaArgs {}
-
-/// Builds and runs a bench with optimisation.
-pub fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
-    let mut line = vec!["run", "--release", "--package", "weft-bench", "--"];
-    line.extend(args.rest.iter().map(String::as_str));
-    cargo(&line)
-}
-
-/// Prints the schema.
-pub fn schema(_: SchemaArgs) -> Result<ExitCode, Failure> {
-    cargo(&["run", "--quiet", "--package", "weft", "--", "schema"])
+/// Runs one bench with its own options.
+pub fn run(name: &str, rest: &[String]) -> Outcome {
+    sh::run("cargo", &["build", "--quiet", "--release", "--package", "weft", "--package", "weft-bench"])?;
+    let program = sh::root().join("target/release/weft-bench").display().to_string();
+    let mut args = vec![name];
+    args.extend(rest.iter().map(String::as_str));
+    sh::run(&program, &args)
 }

@@ -6,6 +6,10 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod ci;
+mod patterns;
+mod schema;
+mod sh;
 mod test;
 mod tidy;
 
@@ -18,41 +22,37 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run every test of the workspace
-    Test(test::TestArgs),
-    /// What the pipeline runs: format, lints, tidy, tests
-    Ci(test::CiArgs),
-    /// Prove that crates import only those above them, and the other rules of the tree
-    Tidy(tidy::Args),
+    /// Run everything that must hold; installs Debian packages it needs when it may (exit 3 = something could not run)
+    Test,
+    /// What the pipeline runs: the test command
+    Ci,
+    /// Import order, house rules, rustfmt, clippy, cargo-deny
+    Tidy,
     /// Measure Weft beside its peers
-    Bench(bench::BenchArgs),
-    /// Print the JSON Schema of weft.yaml as this tree understands it
-    Schema(bench::SchemaArgs),
+    Bench {
+        /// `store` or `gateway`
+        name: String,
+        /// Passed on, for example `--json FILE`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<String>,
+    },
+    /// Write the JSON Schema and the reference of weft.yaml from the declarations
+    Schema,
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Test(args) => test::test(args),
-        Command::Ci(args) => test::ci(args),
-        Command::Tidy(args) => tidy::run(args),
-        Command::Bench(args) => bench::run(args),
-        Command::Schema(args) => bench::schema(args),
+        Command::Test => return test::run(),
+        Command::Ci => return ci::run(),
+        Command::Tidy => tidy::run(),
+        Command::Bench { name, rest } => bench::run(&name, &rest),
+        Command::Schema => schema::run(),
     };
     match done {
-        Ok(code) => code,
+        Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("error: {why}");
             ExitCode::FAILURE
         }
     }
-}
-
-/// Why a task could not do its work, in words for the person at the terminal.
-type Failure = Box<dyn std::error::Error>;
-
-/// Runs a cargo command in the workspace and takes its exit status for ours.
-fn cargo(args: &[&str]) -> Result<ExitCode, Failure> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = std::process::Command::new(cargo).args(args).status()?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,40 +1,93 @@
-//! `cargo xtask test` and `cargo xtask ci`.
+//! `cargo xtask test`: everything that must hold, from a machine that has Rust and a C compiler.
 
 use std::process::ExitCode;
 
-use crate::{Failure, cargo, tidy};
+use crate::sh::{self, Outcome};
+use crate::tidy;
 
-/// Options of `test`.
-#[derive(clap::Args)]
-pub struct TestArgs {
-    /// Passed on to `cargo test`
-    #[arg(last = true)]
-    rest: Vec<String>,
+/// A Debian package and a call that shows it is there, and the test binary that needs it.
+struct Need {
+    package: &'static str,
+    probe: (&'static str, &'static [&'static str]),
 }
 
-/// Options of `ci`.
-#[derive(clap::Args)]
-pub struct CiArgs {}
+const NEEDS: &[Need] = &[
+    Need { package: "curl", probe: ("curl", &["--version"]) },
+    Need { package: "prometheus", probe: ("promtool", &["--version"]) },
+];
 
-/// Runs every test of the workspace.
-pub fn test(args: TestArgs) -> Result<ExitCode, Failure> {
-    let mut line = vec!["test", "--workspace"];
-    line.extend(args.rest.iter().map(String::as_str));
-    cargo(&line)
-}
+/// Exit status when tests that need a package could not run.
+const INCOMPLETE: u8 = 3;
 
-/// Runs what the pipeline runs, and stops at the first that fails.
-pub fn ci(_: CiArgs) -> Result<ExitCode, Failure> {
-    let lints = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-    for step in [&["fmt", "--all", "--check"][..], &lints[..]] {
-        let code = cargo(step)?;
-        if code != ExitCode::SUCCESS {
-            return Ok(code);
+/// Tidy, then the workspace's tests, then end to end and interop tests against the built binaries.
+pub fn run() -> ExitCode {
+    match all() {
+        Ok(missing) if missing.is_empty() => ExitCode::SUCCESS,
+        Ok(missing) => {
+            eprintln!(
+                "xtask: everything that needs no package passed. NOT run: the interop tests, which need {}. \
+                 Install these, or run as root on Debian or Ubuntu.",
+                missing.join(", ")
+            );
+            ExitCode::from(INCOMPLETE)
+        }
+        Err(e) => {
+            eprintln!("xtask: FAILED: {e}");
+            ExitCode::FAILURE
         }
     }
-    let code = tidy::run(tidy::Args {})?;
-    if code != ExitCode::SUCCESS {
-        return Ok(code);
+}
+
+fn all() -> Result<Vec<&'static str>, String> {
+    sh::step("tidy", tidy::run)?;
+    sh::step("build", || sh::run("cargo", &["build", "--quiet", "--workspace", "--bins"]))?;
+    let missing = install();
+    let mut args = vec!["test", "--workspace", "--no-fail-fast"];
+    if !missing.is_empty() {
+        args.extend(["--features", "weft-tests/no-packages"]);
     }
-    test(TestArgs { rest: Vec::new() })
+    sh::step("tests", || sh::run("cargo", &args))?;
+    Ok(missing)
+}
+
+/// Installs what is missing when it can; returns what is still missing.
+fn install() -> Vec<&'static str> {
+    let absent = |n: &&Need| !sh::works(n.probe.0, n.probe.1);
+    let wanted: Vec<_> = NEEDS.iter().filter(absent).map(|n| n.package).collect();
+    if wanted.is_empty() {
+        return wanted;
+    }
+    if let Err(e) = apt(&wanted) {
+        eprintln!("xtask: {} not installed: {e}", wanted.join(", "));
+    }
+    NEEDS.iter().filter(absent).map(|n| n.package).collect()
+}
+
+/// Installs Debian packages without starting what they contain.
+pub fn apt(packages: &[&str]) -> Outcome {
+    let is_root = sh::output("id", &["-u"])?.text.trim() == "0";
+    if !is_root || !sh::works("apt-get", &["--version"]) {
+        return Err("this needs root on Debian or Ubuntu".into());
+    }
+    println!("xtask: installing {}", packages.join(", "));
+    let install = [
+        "DEBIAN_FRONTEND=noninteractive",
+        "RUNLEVEL=1",
+        "apt-get",
+        "install",
+        "-y",
+        "-qq",
+        "--no-install-recommends",
+        "-o",
+        "Dpkg::Use-Pty=0",
+    ];
+    let mut args: Vec<&str> = install.to_vec();
+    args.extend(packages);
+    // The lists may be old or empty: one quiet attempt first, then update and again.
+    if sh::output("env", &args)?.ok {
+        return Ok(());
+    }
+    sh::run("apt-get", &["update", "-qq"])?;
+    let out = sh::output("env", &args)?;
+    if out.ok { Ok(()) } else { Err(out.text) }
 }
