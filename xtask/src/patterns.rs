@@ -31,7 +31,8 @@ fn compare(catalogue: &str, page: &str) -> Vec<String> {
             findings.push(format!("row '{name}' stands twice"));
         }
         if cells.len() != 4 || cells.iter().any(|c| c.is_empty()) {
-            findings.push(format!("row '{name}' needs pattern, feature, example and test ('not yet' where there is none)"));
+            findings
+                .push(format!("row '{name}' needs pattern, feature, example and test ('not yet' where there is none)"));
         }
     }
     findings.extend(wanted.difference(&seen).map(|w| format!("no row for '{w}'")));
