@@ -3,6 +3,7 @@
 //! What it is not: it holds no business rules; it parses, asks `policy`, `mesh`, `broker` and `flow`, and answers.
 
 pub mod api;
+pub mod cloudevents;
 pub mod spec;
 
 pub use spec::{GatewaySpec, RouteMatch, RouteSpec, Target};
