@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use weft_core::Name;
 use weft_policy::Policy;
 
 /// A saga definition.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SagaSpec {
     /// Its name.
     pub name: Name,
@@ -23,7 +24,7 @@ pub struct SagaSpec {
 }
 
 /// One named step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// Unique in the saga.
     pub name: Name,
@@ -34,7 +35,7 @@ pub struct Step {
 }
 
 /// What a step does.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum StepKind {
     /// One action and how to undo it.
     Action {
@@ -48,7 +49,7 @@ pub enum StepKind {
 }
 
 /// An action with its policy.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Action {
     /// What is done.
     pub call: Call,
@@ -59,7 +60,7 @@ pub struct Action {
 }
 
 /// What is called.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Call {
     /// `POST order/orders/{saga.id}/cancel`: an HTTP request; `{cel}` in the path.
     Http {
@@ -95,7 +96,7 @@ pub enum Call {
 }
 
 /// Where a publish goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Channel {
     /// A topic.
     Topic(Name),
@@ -104,7 +105,7 @@ pub enum Channel {
 }
 
 /// What the participant promises about repeats.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Idempotent {
     /// It honours the Idempotency-Key (HTTP) or `idempotency-key` metadata (gRPC) that Weft sends.
     #[default]

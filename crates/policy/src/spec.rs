@@ -4,9 +4,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// All blocks that apply to one piece of work, after built-in defaults, `policies.default`, service, named and
 /// inline were laid over each other.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Policy {
     /// Time for the whole work, retries included.
     pub deadline: Option<Duration>,
@@ -25,7 +27,7 @@ pub struct Policy {
 }
 
 /// Exponential backoff with full jitter under a budget.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Retry {
     /// Tries in all, the first included; at least 1.
     pub attempts: u32,
@@ -42,7 +44,7 @@ pub struct Retry {
 }
 
 /// Closed, open, half-open over a window of calls.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Breaker {
     /// Opens at this share of failures, 0 to 1.
     pub failure_rate: f64,
@@ -61,7 +63,7 @@ pub struct Breaker {
 }
 
 /// Work at once, and how many may wait for a place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bulkhead {
     /// At once.
     pub limit: u32,
@@ -72,7 +74,7 @@ pub struct Bulkhead {
 }
 
 /// Work per time (GCRA), by principal or in all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
     /// How many.
     pub limit: u32,
@@ -85,7 +87,7 @@ pub struct Rate {
 }
 
 /// What a rate counts by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RatePer {
     /// One count for all.
     All,
@@ -96,7 +98,7 @@ pub enum RatePer {
 }
 
 /// Idempotency-Key (IETF httpapi draft) on a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Idempotency {
     /// Without a key: 400.
     pub required: bool,
