@@ -48,6 +48,15 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Registered instances of one service.
 pub const INSTANCES: usize = 4_096;
 
+/// Calls in a breaker's window.
+pub const BREAKER_WINDOW: u32 = 100_000;
+/// A half-open breaker's trial call that has not answered in this time counts as failed.
+pub const BREAKER_TRIAL: Duration = Duration::from_secs(60);
+/// Longest `Retry-After` that is waited for; when more is asked, the answer is passed on.
+pub const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Keys that one rate limit counts apart.
+pub const RATE_KEYS: usize = 65_536;
+
 /// Steps a saga definition may hold.
 pub const SAGA_STEPS: usize = 1_000;
 /// Bytes of one saga instance's state.

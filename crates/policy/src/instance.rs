@@ -1,0 +1,158 @@
+//! A policy in force: the counters that all work under it shares.
+
+use std::hash::Hash;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::time::Instant;
+use weft_core::Deadline;
+
+use crate::breaker::{self, Breaker};
+use crate::budget::Budget;
+use crate::bulkhead::{Bulkhead, Slot};
+use crate::error::Refused;
+use crate::rate::RateLimit;
+use crate::spec::Policy;
+
+/// A policy and its counters; cheap to clone, shared by every thread.
+///
+/// One instance stands for one thing that is limited (a route, a subscription, a saga step): its breaker, bulkhead,
+/// rate and retry budget count what passes through it.
+#[derive(Clone, Debug)]
+pub struct Instance(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    policy: Policy,
+    began: Instant,
+    bulkhead: Bulkhead,
+    rate: RateLimit,
+    breaker: Option<Breaker>,
+    budget: Option<Budget>,
+    retries: AtomicU64,
+    budget_spent: AtomicU64,
+}
+
+/// Counts of what does not happen on a good day.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Attempts after the first.
+    pub retries: u64,
+    /// Retries not made because the budget was used up.
+    pub budget_spent: u64,
+    /// Times the breaker opened.
+    pub breaker_opened: u64,
+    /// Calls the breaker refused.
+    pub breaker_refused: u64,
+    /// Calls under way in the bulkhead.
+    pub under_way: u32,
+    /// Calls waiting for the bulkhead.
+    pub waiting: u32,
+    /// Times a rate key found no place of its own.
+    pub rate_crowded: u64,
+}
+
+impl Instance {
+    /// Puts a policy in force with fresh counters.
+    pub fn new(policy: &Policy) -> Self {
+        Self(Arc::new(Inner {
+            began: Instant::now(),
+            bulkhead: Bulkhead::new(policy.bulkhead),
+            rate: RateLimit::new(policy.rate),
+            breaker: policy.breaker.map(Breaker::new),
+            budget: policy.retry.map(|r| Budget::new(r.budget, r.budget_min)),
+            retries: AtomicU64::new(0),
+            budget_spent: AtomicU64::new(0),
+            policy: policy.clone(),
+        }))
+    }
+
+    /// The policy.
+    #[inline]
+    pub fn policy(&self) -> &Policy {
+        &self.0.policy
+    }
+
+    /// The earlier of a caller's deadline and the policy's, counted from now. Ask once, when the work arrives.
+    #[inline]
+    pub fn deadline(&self, caller: Deadline) -> Deadline {
+        match self.0.policy.deadline {
+            Some(d) => caller.min(Deadline::after(d)),
+            None => caller,
+        }
+    }
+
+    /// The bulkhead; takes everything when the policy has none.
+    #[inline]
+    pub fn bulkhead(&self) -> &Bulkhead {
+        &self.0.bulkhead
+    }
+
+    /// Takes a place in the bulkhead.
+    #[inline]
+    pub async fn acquire(&self, deadline: Deadline) -> Result<Slot, Refused> {
+        self.0.bulkhead.acquire(deadline).await
+    }
+
+    /// The rate limit; takes everything when the policy has none.
+    #[inline]
+    pub fn rate(&self) -> &RateLimit {
+        &self.0.rate
+    }
+
+    /// Counts one piece of work against the rate limit.
+    #[inline]
+    pub fn check_rate<K: Hash + ?Sized>(&self, key: &K) -> Result<(), Refused> {
+        match self.0.rate.per() {
+            None => Ok(()),
+            Some(_) => self.0.rate.check(key, self.nanos(Instant::now())),
+        }
+    }
+
+    /// The breaker, if the policy has one.
+    #[inline]
+    pub fn breaker(&self) -> Option<&Breaker> {
+        self.0.breaker.as_ref()
+    }
+
+    /// The breaker's state for people, if the policy has one.
+    pub fn breaker_status(&self) -> Option<breaker::Status> {
+        self.breaker().map(|b| b.status(self.nanos(Instant::now())))
+    }
+
+    /// The counts so far.
+    pub fn stats(&self) -> Stats {
+        let breaker = self.breaker_status();
+        let (under_way, waiting) = self.0.bulkhead.load();
+        Stats {
+            retries: self.0.retries.load(Ordering::Relaxed),
+            budget_spent: self.0.budget_spent.load(Ordering::Relaxed),
+            breaker_opened: breaker.map_or(0, |b| b.opened),
+            breaker_refused: breaker.map_or(0, |b| b.refused),
+            under_way,
+            waiting,
+            rate_crowded: self.0.rate.crowded(),
+        }
+    }
+
+    /// An instant as the counters see it.
+    #[inline]
+    pub(crate) fn nanos(&self, at: Instant) -> u64 {
+        at.saturating_duration_since(self.0.began).as_nanos() as u64
+    }
+
+    #[inline]
+    pub(crate) fn count_request(&self, now: Instant) {
+        if let Some(b) = &self.0.budget {
+            b.request(self.nanos(now));
+        }
+    }
+
+    /// Takes one retry from the budget.
+    pub(crate) fn take_retry(&self, now: Instant) -> bool {
+        let allowed = self.0.budget.as_ref().is_some_and(|b| b.retry(self.nanos(now)));
+        let counter = if allowed { &self.0.retries } else { &self.0.budget_spent };
+        counter.fetch_add(1, Ordering::Relaxed);
+        allowed
+    }
+}
