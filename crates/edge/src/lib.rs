@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod cloudevents;
+pub mod route;
 pub mod spec;
 
 pub use spec::{GatewaySpec, RouteMatch, RouteSpec, Target};
