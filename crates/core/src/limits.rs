@@ -23,7 +23,7 @@ pub const ENVELOPE_EXTENSIONS: usize = 64;
 /// Bytes of request head the gateway reads before answering 431.
 pub const HEADER_BYTES: usize = 64 << 10;
 /// Header fields of one request.
-pub const HEADER_COUNT: usize = 128;
+pub const HEADER_COUNT: usize = 100;
 /// Time a client has to send a request head.
 pub const HEADER_READ: Duration = Duration::from_secs(30);
 /// Bytes of a body that a policy asked to collect (idempotency, saga input).
@@ -34,6 +34,16 @@ pub const CONNECTIONS: usize = 16_384;
 pub const H2_STREAMS: u32 = 256;
 /// HTTP/2 resets tolerated before the connection is closed (CVE-2023-44487).
 pub const H2_PENDING_RESETS: usize = 64;
+/// HTTP/2 receive window of one stream.
+pub const H2_STREAM_WINDOW: u32 = 256 << 10;
+/// HTTP/2 receive window of one connection.
+pub const H2_CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes buffered for sending on one HTTP/2 stream.
+pub const H2_SEND_BUFFER: usize = 64 << 10;
+/// How often a silent HTTP/2 client is asked whether it lives.
+pub const H2_PING: Duration = Duration::from_secs(60);
+/// How long it has to answer.
+pub const H2_PING_ANSWER: Duration = Duration::from_secs(20);
 /// Baggage bytes passed on (W3C Baggage 3.3.2 asks for at least 8192).
 pub const BAGGAGE_BYTES: usize = 8192;
 /// Bytes of an Idempotency-Key.

@@ -1,0 +1,263 @@
+//! Listeners: where connections come in. Permit (connection limit), TLS, protocol, then hyper's connection with every
+//! limit set; a [`Handler`] answers the requests.
+//!
+//! Plain listeners speak HTTP/1.1 and HTTP/2 with prior knowledge, TLS ones what ALPN agrees on. One socket per core
+//! with SO_REUSEPORT, so cores share no accept queue.
+
+mod drain;
+mod sniff;
+pub mod tls;
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use weft_core::{Class, Classify, Origin, limits};
+
+pub use drain::{Drain, Drained};
+
+/// Why a listener does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// The operating system's word.
+        source: io::Error,
+    },
+    /// A certificate or key cannot be used.
+    #[error("the {what} in '{}' cannot be used: {reason}", path.display())]
+    Tls {
+        /// What of it.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Classify for Error {
+    fn class(&self) -> Class {
+        Class::Rejected
+    }
+    fn origin(&self) -> Origin {
+        Origin::Internal
+    }
+}
+
+/// The other end of a connection.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Whether what it says of trace, deadline and forwarding is believed: loopback peers.
+    pub trusted: bool,
+    /// Whether it speaks TLS.
+    pub tls: bool,
+    /// Its IP address as a field value.
+    pub forwarded_for: HeaderValue,
+}
+
+impl Peer {
+    /// A peer at an address.
+    pub fn new(address: SocketAddr, tls: bool) -> Self {
+        let ip = match address.ip() {
+            // A v4 client on a dual-stack socket is a v4 client.
+            IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(IpAddr::V6(v6), IpAddr::V4),
+            v4 => v4,
+        };
+        let forwarded_for = HeaderValue::try_from(ip.to_string()).expect("an IP address prints as ASCII");
+        Self { address, trusted: ip.is_loopback(), tls, forwarded_for }
+    }
+}
+
+/// Answers requests.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// The body of its answers.
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
+
+    /// Answers one request.
+    fn handle(
+        &self,
+        peer: &Arc<Peer>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send + 'static;
+}
+
+/// Binds `count` sockets to one address (port 0: all to the one port that was free).
+pub fn bind(address: SocketAddr, count: usize) -> Result<Vec<StdListener>, Error> {
+    let failed = |source| Error::Bind { address, source };
+    let shared = count > 1;
+    if shared && address.port() != 0 {
+        // SO_REUSEPORT would let a second process of the same user share the port in silence; without it the bind fails.
+        drop(bind_one(address, false).map_err(failed)?);
+    }
+    let mut sockets = vec![bind_one(address, shared).map_err(failed)?];
+    let bound = sockets[0].local_addr().map_err(failed)?;
+    for _ in 1..count {
+        sockets.push(bind_one(bound, shared).map_err(failed)?);
+    }
+    Ok(sockets)
+}
+
+fn bind_one(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(ACCEPT_BACKLOG)?;
+    Ok(socket.into())
+}
+
+const ACCEPT_BACKLOG: i32 = 4096;
+
+/// Accepts connections until the drain starts. `permits` is the connection limit that all sockets of a listener share:
+/// above it connections wait in the kernel's queue.
+pub async fn accept<H: Handler>(
+    listener: StdListener,
+    tls: Option<Arc<ServerConfig>>,
+    permits: Arc<Semaphore>,
+    drain: Drain,
+    handler: H,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let tls = tls.map(TlsAcceptor::from);
+    loop {
+        let next = async {
+            let permit = permits.clone().acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            a = next => a,
+            () = drain.started() => return Ok(()),
+        };
+        let (stream, address) = match accepted {
+            Ok(a) => a,
+            Err(e) if is_of_one_connection(&e) => continue,
+            Err(e) => {
+                // Out of descriptors or memory: others must end first.
+                tracing::warn!(error = %e, "accepting a connection failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (tls, drain, handler) = (tls.clone(), drain.clone(), handler.clone());
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(e) = connection(stream, address, tls, drain, handler).await {
+                tracing::debug!(peer = %address, error = %e, "connection ended");
+            }
+        });
+    }
+}
+
+fn is_of_one_connection(e: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(e.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connection<H: Handler>(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+    drain: Drain,
+    handler: H,
+) -> Result<(), BoxError> {
+    stream.set_nodelay(true)?;
+    let peer = Arc::new(Peer::new(address, tls.is_some()));
+    let Some(tls) = tls else {
+        let (h2, io) = tokio::time::timeout(limits::HEADER_READ, sniff::is_h2(stream)).await??;
+        return if h2 { serve_h2(io, peer, drain, handler).await } else { serve_h1(io, peer, drain, handler).await };
+    };
+    let io = tokio::time::timeout(limits::HEADER_READ, tls.accept(stream)).await??;
+    if io.get_ref().1.alpn_protocol() == Some(b"h2") {
+        serve_h2(io, peer, drain, handler).await
+    } else {
+        serve_h1(io, peer, drain, handler).await
+    }
+}
+
+async fn serve_h1<H: Handler, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    io: I,
+    peer: Arc<Peer>,
+    drain: Drain,
+    handler: H,
+) -> Result<(), BoxError> {
+    let service = service_fn(move |req| {
+        let answer = handler.handle(&peer, req);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    // `limits::HEADER_COUNT` is hyper's own default: any other count makes it allocate for every request.
+    let conn = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEADER_READ)
+        .max_buf_size(limits::HEADER_BYTES)
+        .serve_connection(TokioIo::new(io), service);
+    drive(conn, drain, |c| c.graceful_shutdown()).await.map_err(Into::into)
+}
+
+async fn serve_h2<H: Handler, I: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    io: I,
+    peer: Arc<Peer>,
+    drain: Drain,
+    handler: H,
+) -> Result<(), BoxError> {
+    let service = service_fn(move |req| {
+        let answer = handler.handle(&peer, req);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let conn = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits::H2_STREAMS)
+        .max_pending_accept_reset_streams(limits::H2_PENDING_RESETS)
+        .max_local_error_reset_streams(limits::H2_PENDING_RESETS)
+        .max_header_list_size(limits::HEADER_BYTES as u32)
+        .initial_stream_window_size(limits::H2_STREAM_WINDOW)
+        .initial_connection_window_size(limits::H2_CONNECTION_WINDOW)
+        .max_send_buf_size(limits::H2_SEND_BUFFER)
+        .keep_alive_interval(limits::H2_PING)
+        .keep_alive_timeout(limits::H2_PING_ANSWER)
+        .serve_connection(TokioIo::new(io), service);
+    drive(conn, drain, |c| c.graceful_shutdown()).await.map_err(Into::into)
+}
+
+/// Polls a connection to its end; when the drain starts, tells it once to finish what it is doing.
+async fn drive<C: Future>(conn: C, drain: Drain, graceful: impl Fn(Pin<&mut C>)) -> C::Output {
+    let mut watch = drain.watch();
+    drop(drain);
+    let mut conn = pin!(conn);
+    let mut told = false;
+    poll_fn(move |cx| {
+        if !told && watch.poll(cx) {
+            told = true;
+            graceful(conn.as_mut());
+        }
+        conn.as_mut().poll(cx)
+    })
+    .await
+}
