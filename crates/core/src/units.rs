@@ -54,7 +54,7 @@ pub fn format_duration(d: Duration) -> String {
     if ms == 0 {
         return if d.is_zero() { "0s".into() } else { format!("{}us", d.as_micros()) };
     }
-    if ms % 1000 != 0 {
+    if !ms.is_multiple_of(1000) {
         return if ms > 10_000 { format!("{:.1}s", ms as f64 / 1000.0) } else { format!("{ms}ms") };
     }
     let s = ms / 1000;

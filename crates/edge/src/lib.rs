@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod cloudevents;
+pub mod http;
 pub mod listener;
 pub mod route;
 pub mod spec;

@@ -49,6 +49,7 @@ pub mod code {
         INVALID_PATH = 400 "invalid-path" "The path is not in normal form";
         IDEMPOTENCY_KEY_MISSING = 400 "idempotency-key-missing" "This route needs an Idempotency-Key";
         IDEMPOTENCY_KEY_INVALID = 400 "idempotency-key-invalid" "The Idempotency-Key is not usable";
+        IDEMPOTENCY_KEY_ANONYMOUS = 400 "idempotency-key-anonymous" "Anonymous callers may not use an Idempotency-Key here";
         UNAUTHENTICATED = 401 "unauthenticated" "The caller is not known";
         FORBIDDEN_ORIGIN = 403 "forbidden-origin" "Calls from this origin are refused";
         FORBIDDEN = 403 "forbidden" "The caller may not do this";
@@ -60,7 +61,7 @@ pub mod code {
         OWNED_BY_FILE = 409 "owned-by-file" "The configuration file owns this object";
         LEASE_STALE = 409 "lease-stale" "A lease is no longer held";
         PRECONDITION_FAILED = 409 "precondition-failed" "A precondition does not hold";
-        IDEMPOTENCY_IN_FLIGHT = 409 "idempotency-in-flight" "A request with this Idempotency-Key is still running";
+        IDEMPOTENCY_IN_FLIGHT = 409 "idempotency-key-in-flight" "A request with this Idempotency-Key is still running";
         IDEMPOTENCY_NOT_REPLAYABLE = 409 "idempotency-not-replayable" "The request with this Idempotency-Key ran, its answer was not kept";
         SAGA_COMPENSATED = 409 "saga-compensated" "A step failed and what was done is undone";
         TOO_LARGE = 413 "too-large" "The body is over the limit";
@@ -73,9 +74,11 @@ pub mod code {
         OUTCOME_UNKNOWN = 500 "outcome-unknown" "Whether the work was done is not known";
         NOT_IMPLEMENTED = 501 "not-implemented" "This is not supported";
         UPSTREAM_UNREACHABLE = 502 "upstream-unreachable" "The service cannot be reached";
+        UPSTREAM_INVALID = 502 "upstream-invalid" "The service cannot be called as configured";
         UPSTREAM_BROKEN = 502 "upstream-broken" "The service broke off its answer";
         OVERLOADED = 503 "overloaded" "There is more work than can be done now";
         BULKHEAD_FULL = 503 "bulkhead-full" "As many requests as allowed are running";
+        BULKHEAD_WAIT = 503 "bulkhead-wait" "No place among the running requests became free in time";
         BREAKER_OPEN = 503 "breaker-open" "The service failed too often and is given time";
         NO_INSTANCE = 503 "no-instance" "The service has no healthy instance";
         STORE_UNAVAILABLE = 503 "store-unavailable" "The store takes no work now";

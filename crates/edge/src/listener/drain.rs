@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 pub struct Drain {
     shared: Arc<Shared>,
     /// Lives in every watch; when the last is gone the receiver sees the end.
-    alive: mpsc::Sender<()>,
+    _alive: mpsc::Sender<()>,
 }
 
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ impl Drain {
     /// A switch that is off, and the end that waits for its connections.
     pub fn new() -> (Self, Drained) {
         let (alive, gone) = mpsc::channel(1);
-        (Self { shared: Arc::default(), alive }, Drained(gone))
+        (Self { shared: Arc::default(), _alive: alive }, Drained(gone))
     }
 
     /// Turns it on and wakes every connection.
@@ -117,7 +117,10 @@ mod tests {
         let (drain, drained) = Drain::new();
         let mut watch = drain.watch();
         let told = tokio::spawn(async move {
-            std::future::poll_fn(|cx| if watch.poll(cx) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }).await;
+            std::future::poll_fn(
+                |cx| if watch.poll(cx) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending },
+            )
+            .await;
             tokio::time::sleep(Duration::from_secs(3)).await;
         });
         tokio::task::yield_now().await;

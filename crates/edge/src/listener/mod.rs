@@ -96,11 +96,7 @@ pub trait Handler: Clone + Send + Sync + 'static {
     type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
 
     /// Answers one request.
-    fn handle(
-        &self,
-        peer: &Arc<Peer>,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Self::Body>> + Send + 'static;
+    fn handle(self, peer: Arc<Peer>, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 /// Binds `count` sockets to one address (port 0: all to the one port that was free).
@@ -209,7 +205,7 @@ async fn serve_h1<H: Handler, I: AsyncRead + AsyncWrite + Unpin + Send + 'static
     handler: H,
 ) -> Result<(), BoxError> {
     let service = service_fn(move |req| {
-        let answer = handler.handle(&peer, req);
+        let answer = handler.clone().handle(peer.clone(), req);
         async move { Ok::<_, Infallible>(answer.await) }
     });
     // `limits::HEADER_COUNT` is hyper's own default: any other count makes it allocate for every request.
@@ -228,7 +224,7 @@ async fn serve_h2<H: Handler, I: AsyncRead + AsyncWrite + Unpin + Send + 'static
     handler: H,
 ) -> Result<(), BoxError> {
     let service = service_fn(move |req| {
-        let answer = handler.handle(&peer, req);
+        let answer = handler.clone().handle(peer.clone(), req);
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let conn = http2::Builder::new(TokioExecutor::new())

@@ -11,7 +11,8 @@ use super::Error;
 
 /// A server's configuration from a certificate chain and its key, both PEM.
 pub fn server_config(chain: &Path, key: &Path) -> Result<Arc<ServerConfig>, Error> {
-    let unreadable = |what: &'static str, path: &Path, reason: String| Error::Tls { what, path: path.to_owned(), reason };
+    let unreadable =
+        |what: &'static str, path: &Path, reason: String| Error::Tls { what, path: path.to_owned(), reason };
     let certs: Vec<_> = CertificateDer::pem_file_iter(chain)
         .and_then(Iterator::collect)
         .map_err(|e| unreadable("certificate chain", chain, e.to_string()))?;
