@@ -73,6 +73,16 @@ pub const SAGA_STEPS: usize = 1_000;
 pub const SAGA_STATE_BYTES: usize = 4 << 20;
 /// Saga steps in flight at once in one process.
 pub const SAGA_STEPS_IN_FLIGHT: usize = 1_024;
+/// Unfinished saga instances in one process; a start above is refused as overloaded.
+pub const SAGA_INSTANCES: usize = 65_536;
+/// Time for the forward path of a saga that names none.
+pub const SAGA_DEADLINE: Duration = Duration::from_secs(3_600);
+/// Rounds a failing compensation is tried, each with its policy's retries, before the saga is parked.
+pub const SAGA_COMPENSATION_ROUNDS: u32 = 60;
+/// Bytes of a saga's start key.
+pub const SAGA_KEY_BYTES: usize = 512;
+/// How long ended sagas, and the keys that started them, are kept.
+pub const SAGA_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Spans kept in the trace ring.
 pub const TRACE_SPANS: usize = 100_000;
