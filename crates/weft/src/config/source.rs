@@ -1,0 +1,120 @@
+//! The files a configuration was read from, and places in them.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+/// A range of characters in one source file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Span {
+    /// Index into [`Sources`].
+    pub file: u16,
+    /// First character.
+    pub start: u32,
+    /// One past the last character.
+    pub end: u32,
+}
+
+/// A value and where it was written; `None` = nowhere, it is a default.
+#[derive(Clone, Debug, PartialEq)]
+pub struct At<T> {
+    /// The value.
+    pub value: T,
+    /// Where.
+    pub span: Option<Span>,
+}
+
+impl<T> At<T> {
+    /// A value that was written at `span`.
+    pub fn new(value: T, span: Span) -> Self {
+        Self { value, span: Some(span) }
+    }
+
+    /// The same place with another value.
+    pub fn map<U>(self, f: impl FnOnce(T) -> U) -> At<U> {
+        At { value: f(self.value), span: self.span }
+    }
+}
+
+/// A place as people read it: `weft.yaml:12:7`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// The file, as it was named.
+    pub file: String,
+    /// From 1.
+    pub line: u32,
+    /// From 1, in characters.
+    pub column: u32,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// One file.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// As it was named on the command line or in `include`.
+    pub path: PathBuf,
+    /// Its text.
+    pub text: String,
+}
+
+/// Every file read, in reading order.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    files: Vec<Source>,
+}
+
+impl Sources {
+    /// Adds a file and answers its index.
+    pub(super) fn add(&mut self, path: &Path, text: String) -> u16 {
+        self.files.push(Source { path: path.to_owned(), text });
+        u16::try_from(self.files.len() - 1).expect("fewer files than INCLUDE_FILES")
+    }
+
+    /// The files.
+    pub fn files(&self) -> &[Source] {
+        &self.files
+    }
+
+    /// The file a span lies in.
+    pub fn file(&self, span: Span) -> &Source {
+        &self.files[usize::from(span.file)]
+    }
+
+    /// Line and column of the start of a span.
+    pub fn place(&self, span: Span) -> Place {
+        let source = self.file(span);
+        let (mut line, mut column) = (1, 1);
+        for c in source.text.chars().take(span.start as usize) {
+            if c == '\n' {
+                (line, column) = (line + 1, 1);
+            } else {
+                column += 1;
+            }
+        }
+        Place { file: source.path.display().to_string(), line, column }
+    }
+
+    /// The text of a span.
+    pub(super) fn slice(&self, span: Span) -> String {
+        let (start, end) = (span.start as usize, span.end as usize);
+        self.file(span).text.chars().skip(start).take(end.saturating_sub(start)).collect()
+    }
+
+    /// `path` seen from the directory of the file that names it.
+    pub(super) fn resolve(&self, span: Span, path: &str) -> PathBuf {
+        beside(&self.file(span).path, path)
+    }
+}
+
+/// `path` seen from the directory of `file`.
+pub(super) fn beside(file: &Path, path: &str) -> PathBuf {
+    match file.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir.join(path),
+        _ => PathBuf::from(path),
+    }
+}
