@@ -80,6 +80,11 @@ impl Sources {
         &self.files
     }
 
+    /// Their paths, to watch for changes.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|f| f.path.clone()).collect()
+    }
+
     /// The file a span lies in.
     pub fn file(&self, span: Span) -> &Source {
         &self.files[usize::from(span.file)]
@@ -97,12 +102,6 @@ impl Sources {
             }
         }
         Place { file: source.path.display().to_string(), line, column }
-    }
-
-    /// The text of a span.
-    pub(super) fn slice(&self, span: Span) -> String {
-        let (start, end) = (span.start as usize, span.end as usize);
-        self.file(span).text.chars().skip(start).take(end.saturating_sub(start)).collect()
     }
 
     /// `path` seen from the directory of the file that names it.
