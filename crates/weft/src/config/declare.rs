@@ -62,30 +62,31 @@ impl Declared {
 
     /// The JSON Schema of every section.
     pub fn definitions(&self) -> Json {
-        let define = |(name, (doc, short, keys)): (&&'static str, &(&'static str, Option<&'static str>, Vec<KeyDecl>))| {
-            let mut properties = Map::new();
-            for k in keys {
-                let mut schema = k.schema.clone();
-                let object = schema.as_object_mut().expect("every schema is an object");
-                object.insert("description".into(), k.doc.trim().into());
-                if let Some(d) = k.default {
-                    object.insert("default".into(), serde_json::from_str(d).unwrap_or_else(|_| d.into()));
+        let define =
+            |(name, (doc, short, keys)): (&&'static str, &(&'static str, Option<&'static str>, Vec<KeyDecl>))| {
+                let mut properties = Map::new();
+                for k in keys {
+                    let mut schema = k.schema.clone();
+                    let object = schema.as_object_mut().expect("every schema is an object");
+                    object.insert("description".into(), k.doc.trim().into());
+                    if let Some(d) = k.default {
+                        object.insert("default".into(), serde_json::from_str(d).unwrap_or_else(|_| d.into()));
+                    }
+                    properties.insert(k.key.into(), schema);
                 }
-                properties.insert(k.key.into(), schema);
-            }
-            let required: Vec<_> = keys.iter().filter(|k| k.required).map(|k| k.key).collect();
-            let kinds = if required.is_empty() { json!(["object", "null"]) } else { json!("object") };
-            let mut object = json!({"type": kinds, "properties": properties, "additionalProperties": false});
-            if !required.is_empty() {
-                object["required"] = json!(required);
-            }
-            if let Some(short) = short {
-                let key = keys.iter().find(|k| k.key == *short).expect("the short form is one of the keys");
-                object = json!({"anyOf": [object, key.schema]});
-            }
-            object["description"] = (*doc).into();
-            ((*name).to_owned(), object)
-        };
+                let required: Vec<_> = keys.iter().filter(|k| k.required).map(|k| k.key).collect();
+                let kinds = if required.is_empty() { json!(["object", "null"]) } else { json!("object") };
+                let mut object = json!({"type": kinds, "properties": properties, "additionalProperties": false});
+                if !required.is_empty() {
+                    object["required"] = json!(required);
+                }
+                if let Some(short) = short {
+                    let key = keys.iter().find(|k| k.key == *short).expect("the short form is one of the keys");
+                    object = json!({"anyOf": [object, key.schema]});
+                }
+                object["description"] = (*doc).into();
+                ((*name).to_owned(), object)
+            };
         Json::Object(self.sections.iter().map(define).collect())
     }
 }
@@ -107,7 +108,8 @@ pub(super) fn fields<'n, S: Section>(node: &'n Node, cx: &mut Cx<'_>) -> Option<
                 match S::KEYS.iter().find(|k| **k == key.text) {
                     Some(k) => known.push((*k, value)),
                     None => {
-                        let message = format!("unknown key '{}' in {}", super::value::shorten(&key.text), spoken(section));
+                        let message =
+                            format!("unknown key '{}' in {}", super::value::shorten(&key.text), spoken(section));
                         let help = suggest(&key.text, "key", S::KEYS.iter().copied());
                         cx.say(Mistake::new(Some(key.span), message).help(help));
                     }
@@ -116,14 +118,19 @@ pub(super) fn fields<'n, S: Section>(node: &'n Node, cx: &mut Cx<'_>) -> Option<
             Some(Fields { owner: node.owner, section, entries: known })
         }
         // `name:` with nothing after it is the section with its defaults.
-        Data::Scalar(s) if s.plain && s.text.is_empty() => Some(Fields { owner: node.owner, section, entries: Vec::new() }),
+        Data::Scalar(s) if s.plain && s.text.is_empty() => {
+            Some(Fields { owner: node.owner, section, entries: Vec::new() })
+        }
         Data::Scalar(_) if S::SHORT.is_some() => {
             Some(Fields { owner: node.owner, section, entries: S::SHORT.map(|k| (k, node)).into_iter().collect() })
         }
         _ => {
             let keys = S::KEYS.iter().take(6).copied().collect::<Vec<_>>().join(", ");
             let message = format!("{} is a map, found {}", spoken(section), node.what());
-            cx.say(Mistake::new(Some(node.span), message).help(format!("its keys: {keys}{}", if S::KEYS.len() > 6 { ", ..." } else { "" })));
+            cx.say(
+                Mistake::new(Some(node.span), message)
+                    .help(format!("its keys: {keys}{}", if S::KEYS.len() > 6 { ", ..." } else { "" })),
+            );
             None
         }
     }

@@ -21,7 +21,12 @@ pub(super) struct Input<'a> {
 }
 
 /// Reads `path` and all it includes. `None` = nothing usable.
-pub(super) fn gather(path: &Path, input: &Input<'_>, sources: &mut Sources, mistakes: &mut Vec<Mistake>) -> Option<Node> {
+pub(super) fn gather(
+    path: &Path,
+    input: &Input<'_>,
+    sources: &mut Sources,
+    mistakes: &mut Vec<Mistake>,
+) -> Option<Node> {
     let mut root: Option<Node> = None;
     let mut waiting: Vec<(PathBuf, Option<Span>)> = vec![(path.to_owned(), None)];
     let mut seen: Vec<PathBuf> = Vec::new();
@@ -133,5 +138,6 @@ fn join(there: &mut Vec<(Key, Node)>, key: Key, value: Node, mistakes: &mut Vec<
 
 fn twice(key: &Key, first: &Key, mistakes: &mut Vec<Mistake>) {
     let message = format!("'{}' is declared in two files", key.text);
-    mistakes.push(Mistake::new(Some(key.span), message).help("keep one of the two").also(Some(first.span), "first here"));
+    mistakes
+        .push(Mistake::new(Some(key.span), message).help("keep one of the two").also(Some(first.span), "first here"));
 }

@@ -182,11 +182,7 @@ pub(super) fn resolve(layers: &[Layer<'_>], on: Use, sources: &Sources) -> (Effe
             |r, d, at| r.time("attempt_timeout", *d, at),
             |r| builtin.attempt_timeout.map(|d| r.time("attempt_timeout", d, None)),
         ),
-        retry: r.block(
-            ("retry", on, layers, |p| &p.retry),
-            |r, k, _| r.retry(k),
-            |r| Some(r.retry(&default_of())),
-        ),
+        retry: r.block(("retry", on, layers, |p| &p.retry), |r, k, _| r.retry(k), |r| Some(r.retry(&default_of()))),
         breaker: r.block(
             ("breaker", on, layers, |p| &p.breaker),
             |r, k, _| r.breaker(k),

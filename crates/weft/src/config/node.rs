@@ -92,16 +92,8 @@ struct Builder<'a> {
 pub(super) fn parse(text: &str, file: u16, env: Env<'_>, mistakes: &mut Vec<Mistake>) -> Option<Node> {
     let chars: Vec<char> = text.chars().collect();
     let mut parser = Parser::new_from_str(text);
-    let mut b = Builder {
-        text: &chars,
-        file,
-        env,
-        mistakes,
-        anchors: HashMap::new(),
-        stack: Vec::new(),
-        nodes: 0,
-        root: None,
-    };
+    let mut b =
+        Builder { text: &chars, file, env, mistakes, anchors: HashMap::new(), stack: Vec::new(), nodes: 0, root: None };
     let mut documents = 0;
     while let Some(event) = parser.next_event() {
         let (event, span) = match event {
@@ -284,7 +276,8 @@ impl Builder<'_> {
             match (self.env)(name).filter(|_| well_named).filter(|v| !v.is_empty() || default.is_none()) {
                 Some(value) => out += &value,
                 None if !well_named => {
-                    let mistake = Mistake::new(Some(span), format!("'{name}' is not the name of an environment variable"));
+                    let mistake =
+                        Mistake::new(Some(span), format!("'{name}' is not the name of an environment variable"));
                     self.mistakes.push(mistake.help("write ${NAME} or ${NAME:-default}"));
                 }
                 None => match default {

@@ -117,8 +117,7 @@ impl Report {
             let end = (span.end as usize).min(chars);
             (id(span), (span.start as usize).min(end)..end)
         };
-        let config =
-            Config::new().with_color(color).with_char_set(CharSet::Unicode).with_index_type(IndexType::Char);
+        let config = Config::new().with_color(color).with_char_set(CharSet::Unicode).with_index_type(IndexType::Char);
         let label = mistake.help.clone().unwrap_or_else(|| "here".to_owned());
         let mut picture = Picture::build(ReportKind::Error, range(at))
             .with_config(config)

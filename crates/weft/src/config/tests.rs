@@ -71,7 +71,8 @@ fn an_empty_file_is_the_defaults() {
 
 #[test]
 fn what_is_built_in_is_what_the_declarations_say() {
-    let loaded = load_text("services: { a: }\nqueues: { q: }\ntopics: { t: }\nsubscriptions: { s: { topic: t } }").unwrap();
+    let loaded =
+        load_text("services: { a: }\nqueues: { q: }\ntopics: { t: }\nsubscriptions: { s: { topic: t } }").unwrap();
     let s = &loaded.snapshot;
     assert_eq!(s.services[0].policy, Policy { idempotency: None, ..Policy::builtin() });
     assert_eq!(s.queues[0].redelivery, weft_broker::spec::Redelivery::default());

@@ -151,8 +151,11 @@ impl Value for CallText {
             Some(quote) => Span { start: node.span.start + quote + skip, ..node.span },
             None => node.span,
         };
-        check_placeholders(path, part, s.verbatim.map(|_| 0), cx)
-            .then(|| Self::Http { method: method.to_owned(), service, path: format!("/{path}") })
+        check_placeholders(path, part, s.verbatim.map(|_| 0), cx).then(|| Self::Http {
+            method: method.to_owned(),
+            service,
+            path: format!("/{path}"),
+        })
     }
     fn schema(_: &mut Declared) -> Json {
         json!({"type": "string"})

@@ -70,7 +70,13 @@ impl<'r> Lower<'r, '_, '_> {
             let relaxed = t.durability.value == Durability::Relaxed;
             rows.row("durability", if relaxed { "relaxed" } else { "fsync" }, t.durability.span);
             let values = rows.finish();
-            self.explain("topic", entry.name.to_string(), entry.at, "every subscription gets a copy".to_owned(), values);
+            self.explain(
+                "topic",
+                entry.name.to_string(),
+                entry.at,
+                "every subscription gets a copy".to_owned(),
+                values,
+            );
             out.push(TopicSpec {
                 name: entry.name.clone(),
                 partitions: t.partitions.value.get(),

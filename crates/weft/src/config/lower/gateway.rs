@@ -64,8 +64,11 @@ impl Lower<'_, '_, '_> {
             let block = layers.iter().rev().find_map(|(_, p)| p.idempotency.as_ref());
             let required = if i.required { "required: true, " } else { "" };
             self.say(
-                Mistake::new(block.and_then(|b| b.span), format!("callers of route '{name}' are anonymous: whose keys are they?"))
-                    .help(format!("write 'idempotency: {{ {required}scope: public }}' to let all callers share one scope")),
+                Mistake::new(
+                    block.and_then(|b| b.span),
+                    format!("callers of route '{name}' are anonymous: whose keys are they?"),
+                )
+                .help(format!("write 'idempotency: {{ {required}scope: public }}' to let all callers share one scope")),
             );
         }
         let summary = format!("{} {} -> {}", said(&matches.methods), matches.path, target_text(&to));
@@ -119,7 +122,8 @@ impl Lower<'_, '_, '_> {
         }
         if let Some(host) = &m.host {
             let name = host.value.strip_prefix("*.").unwrap_or(&host.value);
-            let label = |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+            let label =
+                |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
             if !name.split('.').all(label) {
                 let help = "write it like api.example.com or *.example.com, without scheme, port or path";
                 self.say(Mistake::new(host.span, format!("'{}' is not a host", host.value)).help(help));
@@ -150,15 +154,17 @@ impl Lower<'_, '_, '_> {
 
     fn target(&mut self, r: &Route, matches: &RouteMatch) -> Option<(Target, Use)> {
         let to = &r.to.value;
-        let given: Vec<_> =
-            [("service", &to.service), ("saga", &to.saga), ("queue", &to.queue), ("topic", &to.topic)]
-                .into_iter()
-                .filter_map(|(kind, name)| name.as_ref().map(|n| (kind, n)))
-                .collect();
+        let given: Vec<_> = [("service", &to.service), ("saga", &to.saga), ("queue", &to.queue), ("topic", &to.topic)]
+            .into_iter()
+            .filter_map(|(kind, name)| name.as_ref().map(|n| (kind, n)))
+            .collect();
         let [(kind, name)] = given[..] else {
             let message = match given.len() {
                 0 => "a route needs a target".to_owned(),
-                _ => format!("a route has one target, found {}", given.iter().map(|g| g.0).collect::<Vec<_>>().join(" and ")),
+                _ => format!(
+                    "a route has one target, found {}",
+                    given.iter().map(|g| g.0).collect::<Vec<_>>().join(" and ")
+                ),
             };
             self.say(Mistake::new(Some(to.at), message).help("write one of service, saga, queue and topic"));
             return None;
@@ -282,7 +288,10 @@ fn captures(path: &str) -> Result<Vec<String>, (String, String)> {
     for (i, s) in segments.iter().enumerate() {
         if *s == "**" {
             if i + 1 < segments.len() {
-                return err("'/**' stands for the rest, so nothing can follow it".to_owned(), "end the path with '/**'");
+                return err(
+                    "'/**' stands for the rest, so nothing can follow it".to_owned(),
+                    "end the path with '/**'",
+                );
             }
             names.push("**".to_owned());
         } else if let Some(name) = s.strip_prefix('{').and_then(|s| s.strip_suffix('}')) {

@@ -33,7 +33,9 @@ impl Lower<'_, '_, '_> {
             let mut names: Vec<(Name, Span)> = Vec::new();
             let steps = self.steps(&entry.name, &s.steps.value.0, &mut names);
             if s.steps.value.0.is_empty() {
-                self.say(Mistake::new(s.steps.span, "a saga has at least one step").help("write '- name: { call: ... }'"));
+                self.say(
+                    Mistake::new(s.steps.span, "a saga has at least one step").help("write '- name: { call: ... }'"),
+                );
             }
             if names.len() > limits::SAGA_STEPS {
                 let message = format!("{} steps are more than {}", names.len(), limits::SAGA_STEPS);
@@ -167,10 +169,9 @@ impl Lower<'_, '_, '_> {
         let grpc = protocol == weft_mesh::spec::Protocol::Grpc;
         let name = &service.value;
         let (message, help) = match call {
-            CallText::Http { .. } if grpc => (
-                format!("service '{name}' speaks grpc, this call is HTTP"),
-                format!("write '{name}/Method'"),
-            ),
+            CallText::Http { .. } if grpc => {
+                (format!("service '{name}' speaks grpc, this call is HTTP"), format!("write '{name}/Method'"))
+            }
             CallText::Grpc { .. } if !grpc => (
                 format!("service '{name}' speaks {}, this call is gRPC", word(protocol)),
                 format!("write 'POST {name}/path', or 'protocol: grpc' in the service"),

@@ -56,7 +56,9 @@ impl Lower<'_, '_, '_> {
             {
                 let message = format!("'{}' addresses in a service that speaks {}", word(p), word(protocol));
                 let first = s.protocol.as_ref().and_then(|p| p.span);
-                self.say(Mistake::new(list.span, message).help("a service speaks one protocol").also(first, "said here"));
+                self.say(
+                    Mistake::new(list.span, message).help("a service speaks one protocol").also(first, "said here"),
+                );
             }
         }
         protocol
