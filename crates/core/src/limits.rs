@@ -90,3 +90,20 @@ pub const TRACE_SPANS: usize = 100_000;
 pub const CONFIG_BYTES: usize = 4 << 20;
 /// How long SIGTERM waits for work in flight.
 pub const DRAIN: Duration = Duration::from_secs(30);
+
+/// Batches waiting for the journal's writer; beyond it commits answer overloaded.
+pub const STORE_QUEUE_BATCHES: usize = 65_536;
+/// Bytes of batches waiting for the journal's writer.
+pub const STORE_QUEUE_BYTES: usize = 64 << 20;
+/// Bytes of one commit group, unless a single batch is larger.
+pub const GROUP_BYTES: usize = 4 << 20;
+/// Bytes of one journal segment.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+/// How long a reader holds a journal segment back from being recycled.
+pub const SEGMENT_PIN: Duration = Duration::from_secs(10);
+/// Recently changed keys the journal's writer remembers to check preconditions without reading disk.
+pub const KEY_WINDOW: usize = 131_072;
+/// How often a batch whose precondition was read too long ago is read and submitted again.
+pub const COMMIT_RESUBMITS: usize = 8;
+/// Bytes of a stream's name.
+pub const STREAM_NAME_BYTES: usize = 512;

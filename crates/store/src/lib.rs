@@ -6,8 +6,24 @@
 //! durable; readers see the published state only; positions never change and never go back.
 
 mod batch;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod cursor;
+pub mod disk;
+mod embedded;
+mod entry;
+mod group;
+mod journal;
+mod kv;
+mod pending;
+mod queue;
+mod recover;
+mod streams;
+mod views;
+mod wire;
 
 pub use batch::{Batch, Durability, Expect, Op, Version};
+pub use embedded::{Config, Embedded};
 
 use std::sync::Arc;
 
