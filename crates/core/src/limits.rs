@@ -86,6 +86,18 @@ pub const SAGA_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Spans kept in the trace ring.
 pub const TRACE_SPANS: usize = 100_000;
+/// While the ring holds at least this long at the present rate, every trace is kept; above that rate a share of them.
+pub const TRACE_HOLD: Duration = Duration::from_secs(10);
+/// A span that took this long is kept whatever the rate.
+pub const TRACE_SLOW: Duration = Duration::from_secs(1);
+/// Attributes on one span.
+pub const SPAN_ATTRIBUTES: usize = 32;
+/// Bytes of a span's name and of each text in its attributes; longer ones are cut.
+pub const SPAN_TEXT_BYTES: usize = 1_024;
+/// Traces that one list answers with.
+pub const TRACE_LIST: usize = 1_000;
+/// Metric series (a name with one set of labels); more are counted and left out.
+pub const METRIC_SERIES: usize = 10_000;
 /// Bytes of one configuration file.
 pub const CONFIG_BYTES: usize = 4 << 20;
 /// How long SIGTERM waits for work in flight.

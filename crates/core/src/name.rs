@@ -31,6 +31,11 @@ impl Name {
         if ok { Ok(Self(s.into())) } else { Err(InvalidName { given: s.chars().take(80).collect() }) }
     }
 
+    /// The name as shared text, without a copy.
+    pub fn to_shared(&self) -> Arc<str> {
+        self.0.clone()
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -40,6 +40,16 @@ impl TraceId {
     }
 }
 
+impl SpanId {
+    /// Reads 16 lowercase hex digits.
+    pub fn parse(s: &str) -> Option<Self> {
+        if s.len() != 16 {
+            return None;
+        }
+        hex(s.as_bytes()).filter(|v| *v != 0).map(|v| Self(v as u64))
+    }
+}
+
 /// A span's place in a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trace {

@@ -181,7 +181,7 @@ impl Machine {
         let slow_call = call_slow && self.spec.slow_call.is_some();
         match &mut self.state {
             State::Closed => {
-                let mark = FAILED * u8::from(call_failed) | SLOW * u8::from(slow_call);
+                let mark = (FAILED * u8::from(call_failed)) | (SLOW * u8::from(slow_call));
                 let old = std::mem::replace(&mut self.ring[self.next], mark);
                 self.next = (self.next + 1) % self.ring.len();
                 if (self.filled as usize) < self.ring.len() {

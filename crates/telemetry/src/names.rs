@@ -1,0 +1,75 @@
+//! Every metric of the product, named once. `docs/reference/telemetry.md` lists them for users, and a test holds the
+//! two together.
+
+use crate::metrics::{Def, Kind};
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $id:ident = $kind:ident $name:literal, $help:literal;)*) => {
+        $(#[doc = $help] pub static $id: Def = Def { name: $name, help: $help, kind: Kind::$kind };)*
+        /// All of them.
+        pub static ALL: &[&Def] = &[$(&$id),*];
+    };
+}
+
+metrics! {
+    HTTP_REQUESTS = Counter "weft_http_requests_total", "Requests the gateway answered, by route and status code.";
+    HTTP_REQUEST_DURATION = Histogram "weft_http_request_duration_seconds", "From a request's head to the end of its answer's body, by route.";
+    HTTP_REQUESTS_IN_FLIGHT = Gauge "weft_http_requests_in_flight", "Requests being worked on, streams included.";
+    CONNECTIONS = Gauge "weft_connections", "Open client connections, by listener.";
+
+    POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused by policy before it was sent, by policy and reason (the problem's code).";
+    RETRIES = Counter "weft_retries_total", "Attempts after the first, by policy.";
+    RETRY_BUDGET_SPENT = Counter "weft_retry_budget_spent_total", "Retries not made because the retry budget was used up, by policy.";
+    BREAKER_STATE = Gauge "weft_breaker_state", "0 closed, 1 half-open, 2 open, by policy.";
+    BREAKER_OPENED = Counter "weft_breaker_opened_total", "Times the breaker opened, by policy.";
+    BULKHEAD_IN_FLIGHT = Gauge "weft_bulkhead_in_flight", "Places taken in the bulkhead, by policy.";
+    BULKHEAD_WAITING = Gauge "weft_bulkhead_waiting", "Work waiting for a place in the bulkhead, by policy.";
+
+    UPSTREAM_REQUESTS = Counter "weft_upstream_requests_total", "Attempts sent to a service, by service and outcome (success, retryable, overloaded, rejected, fault).";
+    UPSTREAM_DURATION = Histogram "weft_upstream_duration_seconds", "From sending an attempt to the head of its answer, by service.";
+    UPSTREAM_CONNECTS = Counter "weft_upstream_connects_total", "Connections opened to instances, by service and result (ok, failed).";
+    INSTANCES = Gauge "weft_instances", "Instances of a service, by service and state (healthy, unhealthy).";
+
+    MESSAGES_PUBLISHED = Counter "weft_messages_published_total", "Messages stored, by channel.";
+    MESSAGES_DUPLICATE = Counter "weft_messages_duplicate_total", "Publishes answered from the dedup window, by channel.";
+    MESSAGES_DELIVERED = Counter "weft_messages_delivered_total", "Deliveries, repeated ones included, by subscription.";
+    MESSAGES_ACKED = Counter "weft_messages_acked_total", "Messages acknowledged, by subscription.";
+    MESSAGES_RETRIED = Counter "weft_messages_retried_total", "Deliveries that failed and will be repeated, by subscription.";
+    MESSAGES_DEAD_LETTERED = Counter "weft_messages_dead_lettered_total", "Messages given up and set aside, by subscription.";
+    MESSAGES_READY = Gauge "weft_messages_ready", "Messages waiting for delivery, by subscription.";
+    MESSAGES_IN_FLIGHT = Gauge "weft_messages_in_flight", "Messages under lease, by subscription.";
+
+    SAGAS_STARTED = Counter "weft_sagas_started_total", "Sagas started, by saga.";
+    SAGAS_ENDED = Counter "weft_sagas_ended_total", "Sagas that ended, by saga and status (completed, compensated, parked).";
+    SAGA_DURATION = Histogram "weft_saga_duration_seconds", "From a saga's start to its end, by saga.";
+    SAGA_STEPS = Counter "weft_saga_steps_total", "Step attempts, by saga, step and outcome (success, retryable, overloaded, rejected, fault).";
+    SAGAS_RUNNING = Gauge "weft_sagas_running", "Sagas under way, by saga.";
+
+    STORE_COMMITS = Counter "weft_store_commits_total", "Batches committed.";
+    STORE_SYNC_DURATION = Histogram "weft_store_sync_duration_seconds", "One sync of the journal.";
+    STORE_BYTES = Gauge "weft_store_bytes", "Bytes the store holds on disk.";
+
+    SPANS_OFFERED = Counter "weft_spans_offered_total", "Spans that ended.";
+    SPANS_RECORDED = Counter "weft_spans_recorded_total", "Spans that the tail rule kept.";
+    SPANS_HELD = Gauge "weft_spans_held", "Spans in the ring now.";
+    METRIC_SERIES_DROPPED = Counter "weft_metric_series_dropped_total", "Metric series left out because there were too many.";
+    CONFIG_GENERATION = Gauge "weft_config_generation", "The running configuration; grows with every reload.";
+    BUILD_INFO = Gauge "weft_build_info", "Always 1; the label tells the version.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions_of_prometheus() {
+        let mut seen = std::collections::HashSet::new();
+        for d in ALL {
+            assert!(seen.insert(d.name), "{} twice", d.name);
+            assert!(d.name.starts_with("weft_") && d.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            assert_eq!(d.kind == Kind::Counter, d.name.ends_with("_total"), "{}", d.name);
+            assert_eq!(d.kind == Kind::Histogram, d.name.ends_with("_seconds"), "{}", d.name);
+            assert!(d.help.ends_with('.'), "{}", d.name);
+        }
+    }
+}
