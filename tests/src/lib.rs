@@ -5,12 +5,15 @@
 
 pub mod http;
 pub mod process;
+pub mod scenes;
 pub mod services;
+pub mod shop;
 pub mod weft;
 
 pub use crate::http::{Answer, Request};
 pub use crate::process::Process;
 pub use crate::services::Service;
+pub use crate::shop::Shop;
 pub use crate::weft::Weft;
 
 /// Why something could not be driven, in words.

@@ -97,7 +97,7 @@ impl Chaos {
 }
 
 /// `POST /chaos`.
-pub async fn post(State(chaos): State<Chaos>, Json(settings): Json<Settings>) -> Result<StatusCode, Fault> {
+pub async fn post(State(chaos): State<Chaos>, Json(settings): Json<Settings>) -> Result<Json<Settings>, Fault> {
     let crash = settings.crash;
     chaos.set(settings)?;
     if crash {
@@ -105,7 +105,7 @@ pub async fn post(State(chaos): State<Chaos>, Json(settings): Json<Settings>) ->
         // 128 + SIGABRT: no destructor runs, no connection is closed in order.
         std::process::exit(134);
     }
-    Ok(StatusCode::NO_CONTENT)
+    Ok(Json(chaos.settings()))
 }
 
 /// `GET /chaos`.
