@@ -101,8 +101,18 @@ pub fn program(name: &str) -> Result<PathBuf> {
 }
 
 /// A loopback address that was free a moment ago.
+///
+/// It lies below the range from which the system takes ports for outgoing connections, so that a process that is killed
+/// finds it free when it starts again.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    const TRIES: usize = 100;
+    for _ in 0..TRIES {
+        let address = SocketAddr::from(([127, 0, 0, 1], rand::random_range(15_000..32_000)));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    Err(format!("no free port in {TRIES} tries").into())
 }
 
 /// The workspace's root.

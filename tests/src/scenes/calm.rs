@@ -11,8 +11,8 @@ const LETTERS: Duration = Duration::from_secs(30);
 
 /// Places `count` orders of both kinds and all cards.
 pub async fn calm(shop: &mut Shop, seed: u64, count: usize, flows: Flows, listener: &Listener) -> Result<Seen> {
-    let mut seen = Seen::default();
-    seen.placed = place_all(shop, orders::mix(seed, "calm", count, flows, Cards::Mixed), listener).await?;
+    let placed = place_all(shop, orders::mix(seed, "calm", count, flows, Cards::Mixed), listener).await?;
+    let mut seen = Seen { placed, ..Seen::default() };
     as_expected(&seen.placed)?;
     let audit = audited(shop, &seen.placed)?;
     seen.fact(format!("{}, each as its card, address and stock require", both(&seen.placed)));

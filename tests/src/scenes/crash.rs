@@ -21,7 +21,7 @@ pub async fn crash(shop: &mut Shop, seed: u64, count: usize, flows: Flows, liste
     let api = shop.weft.api;
     let enough = sagas * 3 / 4;
     let running = eventually("most sagas running", Duration::from_secs(20), || async move {
-        let running = running(api).await?;
+        let running = unended(api).await?;
         Ok((running >= enough).then_some(running))
     })
     .await?;
@@ -36,7 +36,7 @@ pub async fn crash(shop: &mut Shop, seed: u64, count: usize, flows: Flows, liste
     seen.placed = placed?;
     as_expected(&seen.placed)?;
     eventually("the end of every saga", Duration::from_secs(30), || async move {
-        Ok((running(api).await? == 0).then_some(()))
+        Ok((unended(api).await? == 0).then_some(()))
     })
     .await?;
     audited(shop, &seen.placed)?;
@@ -46,7 +46,7 @@ pub async fn crash(shop: &mut Shop, seed: u64, count: usize, flows: Flows, liste
 }
 
 /// Sagas that have not ended.
-async fn running(api: std::net::SocketAddr) -> Result<usize> {
+async fn unended(api: std::net::SocketAddr) -> Result<usize> {
     let mut all = 0;
     for status in ["running", "compensating", "parked"] {
         let path = format!("/v1/sagas?limit=1000&status={status}");

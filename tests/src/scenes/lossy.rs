@@ -18,6 +18,9 @@ pub async fn lossy(shop: &mut Shop, seed: u64, count: usize, listener: &Listener
     shop.chaos(&LOSSY, &json!({})).await?;
     seen.placed = placed?;
     audited(shop, &seen.placed)?;
-    seen.fact(format!("{} while answers were lost; nothing was charged, reserved or shipped twice", both(&seen.placed)));
+    seen.fact(format!(
+        "{} while answers were lost; nothing was charged, reserved or shipped twice",
+        both(&seen.placed)
+    ));
     Ok(seen)
 }

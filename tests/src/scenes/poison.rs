@@ -42,10 +42,8 @@ pub async fn poison(shop: &mut Shop, seed: u64, listener: &Listener) -> Result<S
         return Err(format!("redrive moved {}, not 1", moved.text()).into());
     }
     wait_written(shop, &poisoned).await?;
-    eventually("an empty dead-letter queue", PATIENCE, || async move {
-        Ok(peek(api).await?.is_empty().then_some(()))
-    })
-    .await?;
+    eventually("an empty dead-letter queue", PATIENCE, || async move { Ok(peek(api).await?.is_empty().then_some(())) })
+        .await?;
     seen.fact(format!("a poison message was dead-lettered with its reason (\"{reason}\"), others passed it"));
     seen.fact("after the cure it was redriven and handled once");
     Ok(seen)

@@ -95,6 +95,9 @@ pub fn audit(dir: &Path, placed: &[Placed]) -> Result<Audit> {
             found.broken.push(format!("{key} paid {} cents and owes {due}", entries.balance));
         }
     }
+    for id in confirmed.keys().filter(|id| !ledger.contains_key(**id)) {
+        found.broken.push(format!("order {id} is confirmed and was never charged"));
+    }
     for (key, state) in &parcels {
         if state == "scheduled" {
             found.shipments += 1;
@@ -104,7 +107,7 @@ pub fn audit(dir: &Path, placed: &[Placed]) -> Result<Audit> {
         }
     }
     found.broken.extend(stock(&inventory)?);
-    found.emails = notification.query_row("SELECT count(*) FROM emails", [], |r| r.get(0))?;
+    found.emails = notification.query_row("SELECT count(*) FROM emails", [], |r| r.get::<_, u32>(0))?.into();
     let twice = "SELECT recipient, CAST(count(*) AS TEXT) FROM emails WHERE subject LIKE 'Your order%'
         GROUP BY recipient HAVING count(*) > 1";
     for (recipient, count) in pairs(&notification, twice)? {
@@ -132,7 +135,8 @@ fn check(
 ) {
     let customer = &placed.order.customer;
     let rows = orders.get(customer).map(Vec::as_slice).unwrap_or_default();
-    let mut say = |what: String| broken.push(format!("{customer} ({:?}, {:?}): {what}", placed.order.flow, placed.outcome));
+    let mut say =
+        |what: String| broken.push(format!("{customer} ({:?}, {:?}): {what}", placed.order.flow, placed.outcome));
     if rows.len() > 1 {
         say(format!("one order was placed and {} exist", rows.len()));
     }
@@ -166,7 +170,8 @@ fn check(
 }
 
 fn rows_by_customer(orders: &Connection) -> Result<BTreeMap<String, Vec<Row>>> {
-    let mut rows = orders.prepare("SELECT customer, id, status, total_cents, items FROM orders WHERE customer <> ''")?;
+    let mut rows =
+        orders.prepare("SELECT customer, id, status, total_cents, items FROM orders WHERE customer <> ''")?;
     let rows = rows.query_map([], |r| {
         Ok((r.get(0)?, Row { id: r.get(1)?, status: r.get(2)?, total: r.get(3)?, items: r.get(4)? }))
     })?;

@@ -75,7 +75,9 @@ pub async fn place(counter: Counter, order: &Order) -> Result<Placed> {
                 return Ok(Placed { order, id, outcome, latency: begun.elapsed(), requests, reason });
             }
             Known::NotYet(why) if begun.elapsed() > PATIENCE => {
-                return Err(format!("order {} of {} has no end after {PATIENCE:?}: {why}", order.key, order.customer).into());
+                return Err(
+                    format!("order {} of {} has no end after {PATIENCE:?}: {why}", order.key, order.customer).into()
+                );
             }
             Known::Saga(_) | Known::Order(_) if begun.elapsed() > PATIENCE => {
                 return Err(format!("order {} of {} still runs after {PATIENCE:?}", order.key, order.customer).into());
