@@ -75,6 +75,9 @@ pub struct Done<T> {
     pub attempts: u32,
     /// Why it is the last.
     pub stop: Stop,
+    /// Some attempt that was not the good one may have taken effect without anybody having said so
+    /// ([`Outcome::in_doubt`]): a refusal then proves nothing.
+    pub doubt: bool,
 }
 
 /// No answer.
@@ -87,6 +90,8 @@ pub struct Failure<E> {
     pub attempts: u32,
     /// Why it is the last.
     pub stop: Stop,
+    /// Some attempt may have taken effect without anybody having said so.
+    pub doubt: bool,
 }
 
 /// What ended work without an answer.
@@ -160,7 +165,7 @@ where
         None => ctx.deadline,
     };
     if deadline.instant().is_some_and(|at| at <= now) {
-        return Err(Failure { cause: Cause::Refused(Refused::DeadlinePassed), attempts: 0, stop: Stop::Deadline });
+        return Err(Failure { cause: Cause::Refused(Refused::DeadlinePassed), attempts: 0, stop: Stop::Deadline, doubt: false });
     }
     instance.count_request(now);
     // What the policy itself grants one attempt.
@@ -169,12 +174,13 @@ where
         (a, b) => a.or(b),
     };
     let mut attempts = 0;
+    let mut doubt = false;
     loop {
         let permit = match instance.breaker().map(|b| b.admit(instance.nanos(now))) {
             Some(Ok(p)) => Some(p),
             None => None,
             Some(Err(refused)) => {
-                return Err(Failure { cause: Cause::Refused(refused), attempts, stop: Stop::Breaker });
+                return Err(Failure { cause: Cause::Refused(refused), attempts, stop: Stop::Breaker, doubt });
             }
         };
         attempts += 1;
@@ -194,13 +200,13 @@ where
                     if let Some(p) = permit {
                         p.judge(instance.nanos(then), false, took);
                     }
-                    return Ok(Done { answer, outcome, attempts, stop: Stop::Done });
+                    return Ok(Done { answer, outcome, attempts, stop: Stop::Done, doubt });
                 }
-                (Ok(Done { answer, outcome, attempts, stop: Stop::Done }), Some(outcome.breaker))
+                (Ok(Done { answer, outcome, attempts, stop: Stop::Done, doubt }), Some(outcome.breaker))
             }
             Ok(Err(e)) => {
                 let breaker = e.outcome().breaker;
-                (Err(Failure { cause: Cause::Attempt(e), attempts, stop: Stop::Done }), Some(breaker))
+                (Err(Failure { cause: Cause::Attempt(e), attempts, stop: Stop::Done, doubt }), Some(breaker))
             }
             Err(_) => {
                 let cause = match policy.attempt_timeout {
@@ -208,7 +214,7 @@ where
                     _ => Cause::Deadline,
                 };
                 let fair = give_up != deadline || granted.is_some_and(|g| took >= g / 2);
-                (Err(Failure { cause, attempts, stop: Stop::Done }), fair.then_some(true))
+                (Err(Failure { cause, attempts, stop: Stop::Done, doubt }), fair.then_some(true))
             }
         };
         if let (Some(p), Some(failed)) = (permit, judged) {
@@ -218,11 +224,12 @@ where
             Ok(done) => done.outcome,
             Err(failure) => failure.outcome(),
         };
+        doubt |= outcome.in_doubt();
         match next(instance, policy.retry.as_ref(), replay, attempts, outcome, deadline, then) {
             Err(stop) => {
                 return match result {
-                    Ok(done) => Ok(Done { stop, ..done }),
-                    Err(failure) => Err(Failure { stop, ..failure }),
+                    Ok(done) => Ok(Done { stop, doubt, ..done }),
+                    Err(failure) => Err(Failure { stop, doubt, ..failure }),
                 };
             }
             Ok(wait) => {

@@ -65,6 +65,12 @@ impl Outcome {
         self.failure.is_none()
     }
 
+    /// Whether the work may have taken effect although nobody said so: it reached the other side, which neither did it
+    /// nor refused it by its own word.
+    pub fn in_doubt(&self) -> bool {
+        matches!(self.failure, Some(Class::Retryable | Class::Fault)) && !self.unsent
+    }
+
     /// The same, with what the other side said about coming back.
     pub fn with_retry_after(self, retry_after: Option<Duration>) -> Outcome {
         Outcome { retry_after, ..self }

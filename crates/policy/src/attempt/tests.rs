@@ -289,3 +289,26 @@ fn the_loop_is_send_when_what_it_sends_is() {
     let (i, ctx) = (Instance::new(&policy()), Context::root());
     is_send(&run(&i, &ctx, Replay::Safe, |_| async { ok(200) }));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_after_an_attempt_that_may_have_taken_effect_is_in_doubt() {
+    let never = || broken(Transport::NeverSent);
+    for (script, doubt) in [
+        (vec![(0, ok(409))], false),
+        (vec![(0, never()), (0, ok(409))], false),
+        (vec![(0, ok(429)), (0, ok(409))], false),
+        (vec![(0, broken(Transport::ResetBeforeBytes)), (0, ok(409))], true),
+        (vec![(150, ok(200)), (0, ok(409))], true),
+        (vec![(0, ok(503)), (0, ok(429)), (0, ok(422))], true),
+    ] {
+        let (got, _) = play(&Instance::new(&policy()), &Context::root(), Replay::Safe, script.clone()).await;
+        assert_eq!(got.unwrap().doubt, doubt, "{script:?}");
+    }
+    for (script, doubt) in [
+        (vec![(0, never()), (0, never()), (0, never())], false),
+        (vec![(150, ok(200)), (0, never()), (0, never())], true),
+    ] {
+        let (got, _) = play(&Instance::new(&policy()), &Context::root(), Replay::Safe, script.clone()).await;
+        assert_eq!(got.unwrap_err().doubt, doubt, "{script:?}");
+    }
+}
