@@ -165,7 +165,12 @@ where
         None => ctx.deadline,
     };
     if deadline.instant().is_some_and(|at| at <= now) {
-        return Err(Failure { cause: Cause::Refused(Refused::DeadlinePassed), attempts: 0, stop: Stop::Deadline, doubt: false });
+        return Err(Failure {
+            cause: Cause::Refused(Refused::DeadlinePassed),
+            attempts: 0,
+            stop: Stop::Deadline,
+            doubt: false,
+        });
     }
     instance.count_request(now);
     // What the policy itself grants one attempt.
