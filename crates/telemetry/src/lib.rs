@@ -88,8 +88,8 @@ impl Telemetry {
         self.0.ring.record(span);
     }
 
-    /// Whether a span that went well, ends now and took so long would be kept; asked by hot paths before they build
-    /// one. Failed spans are always kept.
+    /// Whether a span that went well, ends now and took so long would be kept. Hot paths ask before they build one: yes
+    /// means record it, no means it was counted and that is all. Failed spans are always kept.
     #[inline]
     pub fn keeps(&self, trace: &weft_core::Trace, took: std::time::Duration) -> bool {
         self.0.ring.keeps(trace, took)

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use weft_store::Store;
+use weft_telemetry::Telemetry;
 
 pub use config::ConfigView;
 pub use guard::Hosts;
@@ -27,6 +28,8 @@ pub use problem::{Problem, code};
 /// What the handlers work with; cheap to clone.
 #[derive(Clone)]
 pub struct Api {
+    /// Traces and metrics.
+    pub telemetry: Telemetry,
     /// The store, for state keys and readiness.
     pub store: Arc<dyn Store>,
     /// What the process waits for before it is ready.
