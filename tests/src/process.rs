@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -93,8 +94,18 @@ impl Process {
     }
 }
 
-/// A built program of the workspace, found beside the running one.
+static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+
+/// Takes the programs from this directory, when they do not lie beside the running one. The first call counts.
+pub fn use_programs_in(dir: PathBuf) {
+    let _ = PROGRAMS.set(dir);
+}
+
+/// A built program of the workspace, found where [`use_programs_in`] said or beside the running one.
 pub fn program(name: &str) -> Result<PathBuf> {
+    if let Some(dir) = PROGRAMS.get() {
+        return Ok(dir.join(name));
+    }
     let own = std::env::current_exe()?;
     let found = own.ancestors().skip(1).map(|dir| dir.join(name)).find(|p| p.is_file());
     found.ok_or_else(|| format!("no `{name}` near {}: run `cargo build --workspace` first", own.display()).into())

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod ci;
+mod demo;
 mod patterns;
 mod schema;
 mod sh;
@@ -22,6 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// The order system on Weft, live: orders, failures, recovery, and what it proves
+    Demo(demo::Args),
     /// Run everything that must hold; installs Debian packages it needs when it may (exit 3 = something could not run)
     Test,
     /// What the pipeline runs: the test command
@@ -42,6 +45,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
+        Command::Demo(args) => return demo::run(args),
         Command::Test => return test::run(),
         Command::Ci => return ci::run(),
         Command::Tidy => tidy::run(),

@@ -1,5 +1,6 @@
 //! What all nine services share: options, listener, switches, health, registration, an orderly end.
 
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,7 +67,8 @@ impl Host {
     /// Opens the log and the database.
     pub fn new(name: &'static str, options: Options, schema: &str) -> Result<Self, Failure> {
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+        let ansi = std::io::stderr().is_terminal();
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
         let db = Db::open(&options.db, schema)?;
         let weft = Weft::new(&options.weft);
         Ok(Self { name, options, db, weft, chaos: Chaos::new() })

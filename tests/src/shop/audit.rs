@@ -125,6 +125,51 @@ pub fn unwritten(dir: &Path) -> Result<u64> {
     Ok(ended.keys().filter(|c| !written.contains_key(&format!("{c}@customers.example"))).count() as u64)
 }
 
+/// What each service did, in words, by its own database.
+pub fn work(dir: &Path) -> Result<Vec<(&'static str, String)>> {
+    let ask =
+        |service: &str, sql: &str| -> Result<String> { Ok(open(dir, service)?.query_row(sql, [], |r| r.get(0))?) };
+    let mut all = Vec::new();
+    for (service, sql) in [
+        (
+            "order",
+            "SELECT count(*) FILTER (WHERE status = 'confirmed') || ' orders confirmed, '
+               || count(*) FILTER (WHERE status = 'cancelled') || ' cancelled' FROM orders",
+        ),
+        (
+            "inventory",
+            "SELECT (SELECT count(*) FROM reservations WHERE state = 'reserved') || ' reservations hold, '
+               || (SELECT count(*) FROM reservations WHERE state = 'released') || ' were released, '
+               || (SELECT sum(initial - on_hand) FROM stock) || ' items left the stock'",
+        ),
+        (
+            "payment",
+            "SELECT (SELECT count(*) FROM ledger WHERE kind = 'charge') || ' charges, '
+               || (SELECT count(*) FROM ledger WHERE kind = 'refund') || ' refunds, '
+               || (SELECT count(*) FROM payments WHERE reason IS NOT NULL) || ' cards declined, '
+               || printf('%.2f', (SELECT coalesce(sum(CASE kind WHEN 'charge' THEN amount_cents ELSE -amount_cents END), 0)
+                    FROM ledger) / 100.0) || ' earned'",
+        ),
+        (
+            "shipping",
+            "SELECT (SELECT count(*) FROM shipments WHERE state = 'scheduled') || ' parcels scheduled, '
+               || (SELECT count(*) FROM shipments WHERE state = 'cancelled') || ' cancelled'",
+        ),
+        ("notification", "SELECT count(*) || ' e-mails written, ' || count(*) FILTER (WHERE queued) || ' of them queued' FROM emails"),
+        (
+            "analytics",
+            "SELECT (SELECT count(*) FROM events) || ' events counted, '
+               || (SELECT count(*) FROM repeats) || ' repeats recognised'",
+        ),
+        ("product", "SELECT count(*) || ' products listed' FROM products"),
+        ("user", "SELECT count(*) || ' users known' FROM users"),
+        ("auth", "SELECT (SELECT count(*) FROM accounts) || ' accounts, ' || (SELECT count(*) FROM tokens) || ' tokens' "),
+    ] {
+        all.push((service, ask(service, sql)?));
+    }
+    Ok(all)
+}
+
 fn check(
     placed: &Placed,
     orders: &BTreeMap<String, Vec<Row>>,
