@@ -113,7 +113,7 @@ fn deny() -> Outcome {
         if !own.exists() {
             println!("tidy: building cargo-deny {CARGO_DENY} into target/tools (once)");
             let root = tools.display().to_string();
-            let version = format!("{CARGO_DENY}");
+            let version = CARGO_DENY.to_string();
             sh::run(
                 "cargo",
                 &["install", "--quiet", "--locked", "--debug", "--root", &root, "--version", &version, "cargo-deny"],
