@@ -115,3 +115,116 @@ impl Consumer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::extract::State;
+    use axum::http::{StatusCode, Uri};
+    use axum::response::IntoResponse;
+    use axum::{Json, Router};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::chaos::Settings;
+
+    /// Notes every call to the API and answers the statuses it was given, the last one for ever.
+    #[derive(Clone, Default)]
+    struct Api(Arc<Mutex<Vec<(String, Value)>>>, Arc<Mutex<Vec<u16>>>);
+
+    impl Api {
+        async fn start(answers: &[u16]) -> (Self, Weft) {
+            let api = Self(Arc::default(), Arc::new(Mutex::new(answers.to_vec())));
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let weft = Weft::new(&format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+            let app = Router::new().fallback(Self::note).with_state(api.clone());
+            tokio::spawn(axum::serve(listener, app).into_future());
+            (api, weft)
+        }
+
+        async fn note(State(api): State<Api>, uri: Uri, Json(body): Json<Value>) -> impl IntoResponse {
+            api.0.lock().unwrap().push((uri.path().to_owned(), body));
+            let mut answers = api.1.lock().unwrap();
+            let status = if answers.len() > 1 { answers.remove(0) } else { answers[0] };
+            (StatusCode::from_u16(status).unwrap(), Json(json!({"code": "test"})))
+        }
+
+        fn calls(&self) -> Vec<(String, Value)> {
+            self.0.lock().unwrap().clone()
+        }
+    }
+
+    static REACTIONS: AtomicU32 = AtomicU32::new(0);
+
+    fn react(_: &Transaction<'_>, event: &Event) -> Result<Vec<Event>, Fault> {
+        match event.ty.as_str() {
+            "Bad" => Err(Fault::refused("bad", "no")),
+            _ => {
+                let n = REACTIONS.fetch_add(1, Ordering::Relaxed);
+                Ok(vec![Event::new("test", "Done", &event.subject, json!(n))])
+            }
+        }
+    }
+
+    fn consumer(weft: Weft) -> Consumer {
+        Consumer { weft, db: Db::memory(db::INBOX), chaos: Chaos::new(), subscription: "test", react }
+    }
+
+    fn delivery(ty: &str) -> Delivery {
+        Delivery { lease: "lease-1".into(), event: Event::new("test", ty, "o1", json!({})) }
+    }
+
+    #[tokio::test]
+    async fn acknowledging_and_publishing_are_one_commit() {
+        let (api, weft) = Api::start(&[200]).await;
+        consumer(weft).handle(delivery("Good")).await;
+        let calls = api.calls();
+        assert_eq!(calls.len(), 1);
+        let (path, body) = &calls[0];
+        assert_eq!((path.as_str(), &body["ack"]), ("/v1/commit", &json!(["lease-1"])));
+        assert_eq!(body["publish"][0]["dedup_id"], "o1:Done");
+        assert_eq!(body["publish"][0]["event"]["subject"], "o1");
+    }
+
+    #[tokio::test]
+    async fn a_redelivery_publishes_what_the_first_reaction_told() {
+        let (api, weft) = Api::start(&[409, 200]).await;
+        let consumer = consumer(weft);
+        // The lease was stale: dropped. The event comes again under a new lease.
+        consumer.handle(delivery("Good")).await;
+        consumer.handle(delivery("Good")).await;
+        let calls = api.calls();
+        assert_eq!(calls.len(), 2);
+        assert_eq!(calls[0].1["publish"][0]["event"]["data"], calls[1].1["publish"][0]["event"]["data"]);
+    }
+
+    #[tokio::test]
+    async fn a_commit_without_an_answer_is_sent_again() {
+        let (api, weft) = Api::start(&[503, 503, 200]).await;
+        consumer(weft).handle(delivery("Good")).await;
+        assert_eq!(api.calls().iter().filter(|(path, _)| path == "/v1/commit").count(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_failed_reaction_gives_the_event_back() {
+        let (api, weft) = Api::start(&[200]).await;
+        consumer(weft).handle(delivery("Bad")).await;
+        let calls = api.calls();
+        assert_eq!((calls.len(), calls[0].0.as_str()), (1, "/v1/messages/nack"));
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_leaves_the_change_and_no_commit() {
+        let (api, weft) = Api::start(&[200]).await;
+        let consumer = consumer(weft);
+        consumer.chaos.set(Settings { lose: 1.0, ..Settings::default() }).unwrap();
+        consumer.handle(delivery("Good")).await;
+        assert_eq!(api.calls()[0].0, "/v1/messages/nack");
+        consumer.chaos.set(Settings::default()).unwrap();
+        let told = consumer.react(delivery("Good").event).await.unwrap();
+        consumer.handle(delivery("Good")).await;
+        assert_eq!(api.calls()[1].1["publish"][0]["event"]["data"], told[0].data);
+    }
+}
