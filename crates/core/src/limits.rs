@@ -20,6 +20,35 @@ pub const RECEIVE_WAIT: Duration = Duration::from_secs(60);
 /// CloudEvents extension attributes on one envelope.
 pub const ENVELOPE_EXTENSIONS: usize = 64;
 
+/// Messages of one stream held ready for one subscription; the rest stays in the store until there is room.
+pub const DELIVERY_WINDOW: usize = 4_096;
+/// Messages of one stream leased, or being settled, at once; delivery pauses above.
+pub const DELIVERIES_IN_FLIGHT: usize = 16_384;
+/// Delayed messages of one stream known at once; loading pauses above, and a delayed publish is refused as overloaded.
+pub const DELAYED_MESSAGES: usize = 100_000;
+/// Payload bytes held ready in memory by all channels together; above, payloads are read when they are delivered.
+pub const READY_BYTES: usize = 64 << 20;
+/// Dedup ids remembered by all channels together; above, a publish with a new id is refused as overloaded.
+pub const DEDUP_IDS: usize = 500_000;
+/// Calls waiting for the broker's sequencing task.
+pub const BROKER_CALLS: usize = 8_192;
+/// How long a call waits for a place among them before it is refused as overloaded.
+pub const BROKER_CALL_WAIT: Duration = Duration::from_secs(1);
+/// Store batches of the broker on their way to disk at once.
+pub const BROKER_COMMITS: usize = 1_024;
+/// Receive calls waiting on one queue or subscription.
+pub const RECEIVERS: usize = 4_096;
+/// Queues and topics in all, those made by first use included.
+pub const CHANNELS: usize = 16_384;
+/// Partitions of one topic.
+pub const TOPIC_PARTITIONS: u32 = 256;
+/// Calls at once of one push subscription.
+pub const PUSH_CONCURRENCY: u32 = 1_024;
+/// Longest lease of a delivery.
+pub const LEASE: Duration = Duration::from_secs(12 * 3600);
+/// Longest delay of a message.
+pub const DELAY: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Bytes of request head the gateway reads before answering 431.
 pub const HEADER_BYTES: usize = 64 << 10;
 /// Header fields of one request.
