@@ -7,12 +7,14 @@ use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use weft_core::{Context, Envelope, Id, Name, Timestamp, Trace, limits};
 use weft_store::{Batch, Store};
+use weft_telemetry::Telemetry;
 
 use crate::actor::{Actor, Command, Declaration, Draft, Handed, Item, Receiver};
 use crate::clock::BrokerClock;
-use crate::metrics::{Count, Metrics};
+use crate::metrics;
 use crate::spec::{QueueSpec, SubscriptionSpec, TopicSpec};
 use crate::token::Lease;
 use crate::topology::{ChannelRules, Topology};
@@ -35,7 +37,7 @@ pub(crate) struct Shared {
     pub store: Arc<dyn Store>,
     pub clock: BrokerClock,
     pub topology: RwLock<Arc<Topology>>,
-    pub metrics: Metrics,
+    pub telemetry: Telemetry,
 }
 
 /// Keys read from the store at once while opening.
@@ -44,7 +46,7 @@ const OPEN_KEYS: usize = 1_000;
 impl Broker {
     /// Opens the broker on a store: takes the declarations, dedup ids, cursors and attempts it left there, ends all leases,
     /// and starts its task on the current runtime.
-    pub async fn open(store: Arc<dyn Store>) -> Result<Self> {
+    pub async fn open(store: Arc<dyn Store>, telemetry: Telemetry) -> Result<Self> {
         let mut ids = dedup::Table::default();
         let mut after: Option<bytes::Bytes> = None;
         loop {
@@ -78,7 +80,7 @@ impl Broker {
             store: store.clone(),
             clock: BrokerClock::start(),
             topology: RwLock::default(),
-            metrics: Metrics::default(),
+            telemetry,
         });
         let (calls, rx) = mpsc::channel(limits::BROKER_CALLS);
         // Leases of an earlier opening must not look current: 64 random bits do not repeat.
@@ -123,9 +125,10 @@ impl Broker {
 
     /// Publishes several events, all or none.
     pub async fn publish_all(&self, ctx: &Context, publish: Vec<Publish>) -> Result<Vec<Receipt>> {
-        let items = self.prepare(ctx, publish, None)?;
-        let drafts = self.call(|reply| Command::Publish { items, reply }).await?;
-        self.receipts(drafts).await
+        let (items, spans) = self.prepare(ctx, publish, None)?;
+        let done = self.call(|reply| Command::Publish { items, reply }).await;
+        self.record(spans, done.is_ok());
+        self.receipts(done?).await
     }
 
     /// Receives up to `max` messages; an empty answer after `wait`.
@@ -188,8 +191,10 @@ impl Broker {
         if got > limits::COMMIT_OPS {
             return Err(Error::TooMany { what: "operations", got, limit: limits::COMMIT_OPS });
         }
-        let items = self.prepare(ctx, commit.publish, ack.first().map(|l| l.trace))?;
-        let done = self.call(|reply| Command::Commit { ack, items, extra, reply }).await?;
+        let (items, spans) = self.prepare(ctx, commit.publish, ack.first().map(|l| l.trace))?;
+        let done = self.call(|reply| Command::Commit { ack, items, extra, reply }).await;
+        self.record(spans, done.is_ok());
+        let done = done?;
         Ok(CommitReceipt {
             position: done.receipt.position,
             time: done.receipt.time,
@@ -310,11 +315,6 @@ impl Broker {
         Ok(Some(answer))
     }
 
-    /// A count since opening, by `queue/NAME`, `topic/NAME` or `subscription/NAME`.
-    pub fn count(&self, what: Count, name: &str) -> u64 {
-        self.shared.metrics.get(what, name)
-    }
-
     async fn list(&self, kind: actor::Kind) -> Result<Vec<Listing>> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::List { kind, reply }).await?;
@@ -333,13 +333,14 @@ impl Broker {
     }
 
     /// Checks events, stamps their trace, finds keys and dedup ids: all that needs no sequencing.
-    fn prepare(&self, ctx: &Context, publish: Vec<Publish>, lease: Option<Trace>) -> Result<Vec<Item>> {
+    fn prepare(&self, ctx: &Context, publish: Vec<Publish>, lease: Option<Trace>) -> Result<(Vec<Item>, Spans)> {
         if publish.len() > limits::COMMIT_OPS {
             return Err(Error::TooMany { what: "events", got: publish.len(), limit: limits::COMMIT_OPS });
         }
         let topology = self.shared.topology.read().clone();
         let now = self.shared.clock.now();
         let mut items = Vec::with_capacity(publish.len());
+        let mut spans = Vec::with_capacity(publish.len());
         for (index, Publish { channel, mut event, options }) in publish.into_iter().enumerate() {
             if event.id.is_empty() {
                 event.id = Id::new().to_string();
@@ -360,9 +361,17 @@ impl Broker {
             event.extensions.insert("traceparent".into(), span.to_traceparent());
             let key = rules.key(&event);
             let payload = record::encode(key, not_before, &event);
+            spans.push((span, channel.clone(), event.id.clone()));
             items.push(Item { channel, id: event.id, payload, key, not_before, dedup });
         }
-        Ok(items)
+        Ok((items, Spans { began: Instant::now(), spans }))
+    }
+
+    fn record(&self, s: Spans, ok: bool) {
+        let took = s.began.elapsed();
+        for (trace, channel, id) in s.spans {
+            metrics::published(&self.shared.telemetry, trace, &channel, &id, took, ok);
+        }
     }
 
     async fn receipts(&self, drafts: Vec<Draft>) -> Result<Vec<Receipt>> {
@@ -395,7 +404,7 @@ impl Broker {
         };
         let trace = event.traceparent().and_then(Trace::parse).map_or_else(Trace::root, |t| t.child());
         event.extensions.insert("traceparent".into(), trace.to_traceparent());
-        self.shared.metrics.delivered(source, h.attempt);
+        metrics::delivered(&self.shared.telemetry, trace, source, &event.id, h.attempt);
         let lease =
             Lease { source: source.clone(), lane: h.lane, epoch: h.epoch, seq: h.seq, attempt: h.attempt, trace };
         Some(Delivery { token: lease.encode(), position: h.stored.position, attempt: h.attempt, event })
@@ -426,6 +435,12 @@ impl Broker {
             }
         }
     }
+}
+
+/// Producer spans under way.
+struct Spans {
+    began: Instant,
+    spans: Vec<(Trace, Channel, String)>,
 }
 
 /// Messages of a dead-letter queue read at once.

@@ -25,7 +25,6 @@ mod types;
 
 pub use broker::Broker;
 pub use error::{Error, Result};
-pub use metrics::Count;
 pub use spec::{DedupBy, QueueSpec, SubscriptionMode, SubscriptionSpec, TopicSpec};
 pub use token::Lease;
 pub use types::{

@@ -1,61 +1,96 @@
-//! Counts per channel and subscription.
+//! What the broker counts, and the spans it records.
 
-use hashbrown::HashMap;
-use parking_lot::Mutex;
+use std::time::Duration;
+
+use weft_core::Trace;
+use weft_core::{Clock as _, SystemClock};
+use weft_telemetry::metrics::{Counter, Gauge};
+use weft_telemetry::span::{SpanKind, SpanRecord, SpanStatus};
+use weft_telemetry::{Telemetry, names};
 
 use crate::{Channel, Source};
 
-/// What is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Count {
-    /// Messages published to a channel.
-    Published,
-    /// Messages handed to receivers, redeliveries included.
-    Delivered,
-    /// Deliveries of a message after its first.
-    Redelivered,
-    /// Acknowledged.
-    Acked,
-    /// Given back by a receiver.
-    Nacked,
-    /// Moved to a dead-letter queue.
-    Dead,
-    /// Passed over because they could not be read.
-    Damaged,
+/// Counts of a queue or topic.
+pub(crate) struct ChannelCounts {
+    pub published: Counter,
+    pub duplicate: Counter,
 }
 
-/// Counts since the broker was opened.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    counts: Mutex<HashMap<(Count, String), u64>>,
+/// Counts of a queue's or subscription's deliveries.
+pub(crate) struct SourceCounts {
+    pub delivered: Counter,
+    pub acked: Counter,
+    pub retried: Counter,
+    pub dead: Counter,
+    pub damaged: Counter,
+    pub ready: Gauge,
+    pub in_flight: Gauge,
 }
 
-impl Metrics {
-    fn add(&self, what: Count, name: String) {
-        *self.counts.lock().entry((what, name)).or_default() += 1;
-    }
-    pub fn published(&self, c: &Channel) {
-        self.add(Count::Published, c.to_string());
-    }
-    pub fn delivered(&self, s: &Source, attempt: u32) {
-        self.add(Count::Delivered, s.to_string());
-        if attempt > 1 {
-            self.add(Count::Redelivered, s.to_string());
+impl ChannelCounts {
+    pub fn of(t: &Telemetry, c: &Channel) -> Self {
+        let name = c.to_string();
+        let labels = [("channel", name.as_str())];
+        Self {
+            published: t.metrics().counter(&names::MESSAGES_PUBLISHED, &labels),
+            duplicate: t.metrics().counter(&names::MESSAGES_DUPLICATE, &labels),
         }
     }
-    pub fn acked(&self, s: &Source) {
-        self.add(Count::Acked, s.to_string());
+}
+
+impl SourceCounts {
+    pub fn of(t: &Telemetry, s: &Source) -> Self {
+        let name = s.to_string();
+        let labels = [("subscription", name.as_str())];
+        let m = t.metrics();
+        Self {
+            delivered: m.counter(&names::MESSAGES_DELIVERED, &labels),
+            acked: m.counter(&names::MESSAGES_ACKED, &labels),
+            retried: m.counter(&names::MESSAGES_RETRIED, &labels),
+            dead: m.counter(&names::MESSAGES_DEAD_LETTERED, &labels),
+            damaged: m.counter(&names::MESSAGES_DAMAGED, &labels),
+            ready: m.gauge(&names::MESSAGES_READY, &labels),
+            in_flight: m.gauge(&names::MESSAGES_IN_FLIGHT, &labels),
+        }
     }
-    pub fn nacked(&self, s: &Source) {
-        self.add(Count::Nacked, s.to_string());
+}
+
+/// The producer span of one publish that took so long.
+pub(crate) fn published(t: &Telemetry, trace: Trace, channel: &Channel, id: &str, took: Duration, ok: bool) {
+    if ok && !t.keeps(&trace, took) {
+        return;
     }
-    pub fn dead(&self, s: &Source) {
-        self.add(Count::Dead, s.to_string());
+    let status = if ok { SpanStatus::Ok } else { SpanStatus::Error };
+    let (kind, name) = channel.parts();
+    let mut s = span(trace, format!("publish {name}"), SpanKind::Producer, took, status);
+    s.set("messaging.destination.kind", kind);
+    s.set("messaging.message.id", id.to_owned());
+    t.record(s);
+}
+
+/// The consumer span of one delivery.
+pub(crate) fn delivered(t: &Telemetry, trace: Trace, source: &Source, id: &str, attempt: u32) {
+    if !t.keeps(&trace, Duration::ZERO) {
+        return;
     }
-    pub fn damaged(&self, s: &Source) {
-        self.add(Count::Damaged, s.to_string());
-    }
-    pub fn get(&self, what: Count, name: &str) -> u64 {
-        self.counts.lock().get(&(what, name.to_owned())).copied().unwrap_or(0)
+    let (kind, name) = source.parts();
+    let mut s = span(trace, format!("receive {name}"), SpanKind::Consumer, Duration::ZERO, SpanStatus::Ok);
+    s.set("messaging.source.kind", kind);
+    s.set("messaging.message.id", id.to_owned());
+    s.set("messaging.delivery.attempt", i64::from(attempt));
+    t.record(s);
+}
+
+fn span(trace: Trace, name: String, kind: SpanKind, duration: Duration, status: SpanStatus) -> SpanRecord {
+    let now = SystemClock.now();
+    SpanRecord {
+        trace,
+        name: name.into(),
+        kind,
+        service: "broker".into(),
+        start: weft_core::Timestamp(now.0.saturating_sub(duration.as_millis() as u64)),
+        duration,
+        status,
+        attributes: Vec::new(),
     }
 }

@@ -51,7 +51,7 @@ fn ctx() -> Context {
 }
 
 async fn open(store: &MemStore) -> Broker {
-    Broker::open(Arc::new(store.clone())).await.unwrap()
+    Broker::open(Arc::new(store.clone()), weft_telemetry::Telemetry::new()).await.unwrap()
 }
 
 async fn publish(b: &Broker, channel: Channel, e: Envelope) -> Receipt {

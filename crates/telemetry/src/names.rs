@@ -36,6 +36,7 @@ metrics! {
     MESSAGES_ACKED = Counter "weft_messages_acked_total", "Messages acknowledged, by subscription.";
     MESSAGES_RETRIED = Counter "weft_messages_retried_total", "Deliveries that failed and will be repeated, by subscription.";
     MESSAGES_DEAD_LETTERED = Counter "weft_messages_dead_lettered_total", "Messages given up and set aside, by subscription.";
+    MESSAGES_DAMAGED = Counter "weft_messages_damaged_total", "Messages passed over because their record failed its checksum, by subscription.";
     MESSAGES_READY = Gauge "weft_messages_ready", "Messages waiting for delivery, by subscription.";
     MESSAGES_IN_FLIGHT = Gauge "weft_messages_in_flight", "Messages under lease, by subscription.";
 

@@ -9,6 +9,7 @@ use weft_core::{Name, limits};
 use weft_store::{Batch, Op, StreamName};
 
 use super::{Actor, Done, Queue, REDRIVEN, Stream, Sub, Topic, Tx};
+use crate::metrics::{ChannelCounts, SourceCounts};
 use crate::queue::Rules;
 use crate::spec::{QueueSpec, Redelivery, StartFrom, SubscriptionMode, SubscriptionSpec, TopicSpec};
 use crate::topology::{ChannelRules, Topology, compile};
@@ -387,10 +388,12 @@ impl Actor {
             lanes: Vec::new(),
             receivers: Default::default(),
             turn: 0,
+            counts: SourceCounts::of(&self.shared.telemetry, &Source::Queue(name.clone())),
         });
         let stream: StreamName = format!("queue/{name}").into();
         self.add_lane(sub, 0, &stream, Self::own(), 0);
-        self.queues.insert(name, Queue { spec, owner, stream, sub });
+        let counts = ChannelCounts::of(&self.shared.telemetry, &Channel::Queue(name.clone()));
+        self.queues.insert(name, Queue { spec, owner, stream, sub, counts });
         Ok(())
     }
 
@@ -406,6 +409,7 @@ impl Actor {
             turn: 0,
             subs: Vec::new(),
             next_trim: None,
+            counts: ChannelCounts::of(&self.shared.telemetry, &Channel::Topic(name.clone())),
         });
         (t.spec, t.owner, t.next_trim) = (spec, owner, None);
         let first_new = t.streams.len() as u32;
@@ -447,6 +451,7 @@ impl Actor {
                 lanes: Vec::new(),
                 receivers: Default::default(),
                 turn: 0,
+                counts: SourceCounts::of(&self.shared.telemetry, &Source::Subscription(name.clone())),
             });
             self.subscriptions.insert(name.clone(), self.subs.len() - 1);
             self.subs.len() - 1

@@ -74,7 +74,7 @@ impl Actor {
                 return;
             }
             let r = self.subs[sub].receivers.pop_front().expect("looked at above");
-            self.hand(sub, r, picked);
+            self.hand(r, picked);
         }
     }
 
@@ -97,7 +97,7 @@ impl Actor {
         self.load(id);
     }
 
-    fn hand(&mut self, sub: usize, r: Receiver, picked: Vec<(LaneId, Seq, u32)>) {
+    fn hand(&mut self, r: Receiver, picked: Vec<(LaneId, Seq, u32)>) {
         let mut handed = Vec::with_capacity(picked.len());
         let mut missing = Vec::new();
         for (id, seq, attempt) in picked {
@@ -114,7 +114,6 @@ impl Actor {
             self.send(r.reply, handed);
             return;
         }
-        let _ = sub;
         let store = self.store.clone();
         self.reads.push(Box::pin(async move {
             let mut lost = Vec::new();
@@ -156,6 +155,9 @@ impl Actor {
     }
 
     fn send(&mut self, reply: tokio::sync::oneshot::Sender<Result<Vec<Handed>>>, handed: Vec<Handed>) {
+        for h in &handed {
+            self.subs[self.lanes[h.lane_id].sub].counts.delivered.inc();
+        }
         if let Err(Ok(back)) = reply.send(Ok(handed)) {
             // Nobody took them: they were not delivered and count no attempt.
             for h in back {

@@ -207,7 +207,7 @@ impl Actor {
     pub(super) fn skip_damaged(&mut self, id: LaneId, seq: Seq, reason: &str) {
         let lane = &mut self.lanes[id];
         tracing::error!(stream = %lane.stream, seq, reason, "a message cannot be read and is passed over");
-        self.shared.metrics.damaged(&self.subs[lane.sub].source);
+        self.subs[lane.sub].counts.damaged.inc();
         lane.unseen.push(seq);
     }
 

@@ -257,6 +257,7 @@ struct Queue {
     owner: configure::Owner,
     stream: StreamName,
     sub: usize,
+    counts: crate::metrics::ChannelCounts,
 }
 
 struct Topic {
@@ -267,6 +268,7 @@ struct Topic {
     turn: usize,
     subs: Vec<usize>,
     next_trim: Option<Instant>,
+    counts: crate::metrics::ChannelCounts,
 }
 
 struct Sub {
@@ -282,6 +284,7 @@ struct Sub {
     lanes: Vec<LaneId>,
     receivers: VecDeque<Receiver>,
     turn: usize,
+    counts: crate::metrics::SourceCounts,
 }
 
 #[derive(Default)]
@@ -551,7 +554,7 @@ impl Actor {
             Done::Ack { reply, settled } => {
                 let _ = reply.send(Ok(settled));
             }
-            Done::Bury { sub, .. } => self.shared.metrics.dead(&self.subs[sub].source),
+            Done::Bury { sub, .. } => self.subs[sub].counts.dead.inc(),
             Done::Move { reply } => {
                 let _ = reply.send(Ok(true));
             }
@@ -575,7 +578,12 @@ impl Actor {
         let did = self.lanes[lane].state.apply(now, event, &mut actions);
         for action in actions.drain(..) {
             match action {
-                Action::Journal { seq, attempts, not_before } => self.journal(lane, seq, attempts, not_before),
+                Action::Journal { seq, attempts, not_before } => {
+                    if not_before > Timestamp(0) {
+                        self.subs[self.lanes[lane].sub].counts.retried.inc();
+                    }
+                    self.journal(lane, seq, attempts, not_before);
+                }
                 Action::Bury { seq, attempts, reason } => self.bury(lane, seq, attempts, reason, guard.clone()),
                 Action::Deliver { .. } => unreachable!("only Take delivers, and only serve takes"),
             }

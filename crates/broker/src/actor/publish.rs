@@ -103,9 +103,11 @@ impl Actor {
             if let Some((hash, window)) = item.dedup {
                 if let Some(first) = first_of.get(&hash.0) {
                     drafts.push(Draft::Same(*first));
+                    self.counts(&item.channel).duplicate.inc();
                     continue;
                 }
                 if let Seen::Done { position, bucket } = self.dedup.look(now, hash) {
+                    self.counts(&item.channel).duplicate.inc();
                     drafts.push(Draft::Repeat { key: dedup::key(bucket, hash), position, id: item.id });
                     continue;
                 }
@@ -122,7 +124,7 @@ impl Actor {
             if !relaxed {
                 batch.durability = Durability::Strict;
             }
-            self.shared.metrics.published(&item.channel);
+            self.counts(&item.channel).published.inc();
             self.append(stream, item.payload, batch, tx);
             drafts.push(Draft::New { id: item.id, position: 0 });
         }
@@ -177,6 +179,13 @@ impl Actor {
     pub(super) fn backlog(&self, id: super::LaneId) -> u64 {
         let lane = &self.lanes[id];
         lane.backlog(self.streams.get(&lane.stream).map_or(0, |s| s.last))
+    }
+
+    fn counts(&self, channel: &Channel) -> &crate::metrics::ChannelCounts {
+        match channel {
+            Channel::Queue(n) => &self.queues[n].counts,
+            Channel::Topic(n) => &self.topics[n].counts,
+        }
     }
 
     /// The stream an item goes to, and whether its channel is relaxed.

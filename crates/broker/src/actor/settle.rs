@@ -78,7 +78,7 @@ impl Actor {
             if !self.step(id, Event::Settle { seq }) {
                 continue;
             }
-            self.shared.metrics.acked(&self.subs[self.lanes[id].sub].source);
+            self.subs[self.lanes[id].sub].counts.acked.inc();
             let lane = &self.lanes[id];
             let same = batch.ops[first_op..].iter_mut().find_map(|op| match op {
                 Op::Ack(s, c, seqs) if Arc::ptr_eq(s, &lane.stream) && *c == lane.cursor => Some(seqs),
@@ -109,7 +109,6 @@ impl Actor {
             match lane {
                 Some(id) if self.step_guarded(id, event, Some(answer.clone())) => {
                     settled.done += 1;
-                    self.shared.metrics.nacked(&lease.source);
                 }
                 _ => settled.stale.push(index),
             }

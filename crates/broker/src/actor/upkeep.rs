@@ -27,6 +27,17 @@ impl Actor {
                 self.enlist(Batch { ops, durability: Durability::Relaxed, ..Batch::new() }, Tx::default());
             }
         }
+        for sub in &self.subs {
+            let counts = sub.lanes.iter().map(|l| {
+                let lane = &self.lanes[*l];
+                let last = self.streams.get(&lane.stream).map_or(0, |s| s.last);
+                let c = lane.state.counts();
+                (c.ready as i64 + lane.unloaded(last) as i64, c.in_flight as i64)
+            });
+            let (ready, in_flight) = counts.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+            sub.counts.ready.set(ready);
+            sub.counts.in_flight.set(in_flight);
+        }
         let instant = Instant::now();
         let due: Vec<_> = self
             .topics
