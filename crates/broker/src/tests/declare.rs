@@ -4,15 +4,15 @@ use super::*;
 use crate::spec::StartFrom;
 
 fn queue_spec(n: &str) -> QueueSpec {
-    declare::queue(name(n), &json!({})).unwrap()
+    crate::declare::queue(name(n), &json!({})).unwrap()
 }
 
 fn topic_spec(n: &str) -> TopicSpec {
-    declare::topic(name(n), &json!({})).unwrap()
+    crate::declare::topic(name(n), &json!({})).unwrap()
 }
 
 fn sub_spec(n: &str, topic: &str) -> SubscriptionSpec {
-    declare::subscription(name(n), &json!({ "topic": topic })).unwrap()
+    crate::declare::subscription(name(n), &json!({ "topic": topic })).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
