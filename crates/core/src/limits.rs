@@ -84,8 +84,22 @@ pub const UPSTREAM_IDLE: usize = 128;
 pub const UPSTREAM_IDLE_FOR: Duration = Duration::from_secs(60);
 /// Time to connect to an upstream.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// HTTP/2 connections per upstream instance and core.
+pub const UPSTREAM_H2_CONNECTIONS: usize = 4;
+/// How long an instance that could not be connected to is passed over: doubled each time, up to the second.
+pub const EJECTION: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
+/// Bounds put on the TTL of a DNS record.
+pub const DNS_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+/// How long until a name that did not resolve is asked for again.
+pub const DNS_RETRY: Duration = Duration::from_secs(2);
+/// Services known at once, from the file and from registrations.
+pub const SERVICES: usize = 10_000;
 /// Registered instances of one service.
 pub const INSTANCES: usize = 4_096;
+/// Bounds put on the TTL of a registration.
+pub const REGISTRATION_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+/// Bytes of one registration's metadata, keys and values together.
+pub const METADATA_BYTES: usize = 16 << 10;
 
 /// Calls in a breaker's window.
 pub const BREAKER_WINDOW: u32 = 100_000;

@@ -1,0 +1,195 @@
+//! What comes back: the head at once, the body as it arrives. When the body ends, its connection is free again.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use weft_policy::outcome::{self, Judged, Outcome};
+
+use crate::connect::H1;
+use crate::endpoint::Endpoint;
+use crate::error::Error;
+use crate::observe::Attempted;
+use crate::pool;
+
+/// An answer, good or bad, from the instance that was picked.
+#[derive(Debug)]
+pub struct Reply {
+    /// Head and streaming body.
+    pub response: Response<Incoming>,
+    outcome: Outcome,
+    endpoint: Arc<Endpoint>,
+}
+
+impl Reply {
+    pub(crate) fn new(
+        response: Response<hyper::body::Incoming>,
+        mut attempted: Attempted,
+        held: Connection,
+        grpc: bool,
+    ) -> Self {
+        let outcome = judge(response.status(), response.headers(), grpc);
+        attempted.answered(response.status().as_u16(), outcome);
+        let endpoint = attempted.endpoint().clone();
+        let response = response.map(|body| {
+            let mut body = Incoming { body, exchange: Some(Exchange { attempted, held }), trailers: None, grpc };
+            body.finish_if_ended();
+            body
+        });
+        Self { response, outcome, endpoint }
+    }
+
+    /// Who answered.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+}
+
+impl Judged for Reply {
+    fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+/// What a head says; for gRPC the status may be in it (a trailers-only answer) or come later.
+pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Outcome {
+    let outcome = match grpc_status(headers) {
+        Some(code) if grpc => outcome::classify_grpc(code),
+        _ => outcome::classify_http(status.as_u16()),
+    };
+    if outcome.is_success() {
+        return outcome;
+    }
+    let asked = headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok());
+    outcome.with_retry_after(asked.and_then(outcome::parse_retry_after))
+}
+
+pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// An answer's body, as it arrives.
+#[derive(Debug)]
+pub struct Incoming {
+    body: hyper::body::Incoming,
+    exchange: Option<Exchange>,
+    trailers: Option<Outcome>,
+    grpc: bool,
+}
+
+#[derive(Debug)]
+struct Exchange {
+    attempted: Attempted,
+    held: Connection,
+}
+
+/// What an answer holds until its body ended.
+#[derive(Debug)]
+pub(crate) enum Connection {
+    /// To be given back.
+    H1(H1),
+    /// One stream on a shared connection.
+    H2(#[allow(dead_code, reason = "held for its drop")] Stream),
+    /// It became something else (101).
+    Upgraded,
+}
+
+/// Counts a stream on its connection.
+#[derive(Debug)]
+pub(crate) struct Stream(Arc<AtomicUsize>);
+
+impl Stream {
+    pub(crate) fn open(active: &Arc<AtomicUsize>) -> Self {
+        active.fetch_add(1, Ordering::Relaxed);
+        Self(active.clone())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Incoming {
+    fn finish(&mut self) {
+        if let Some(Exchange { attempted, held }) = self.exchange.take() {
+            if let Connection::H1(sender) = held {
+                pool::give_h1(attempted.endpoint(), sender);
+            }
+            attempted.ended(self.trailers);
+        }
+    }
+
+    fn finish_if_ended(&mut self) {
+        if self.body.is_end_stream() {
+            self.finish();
+        }
+    }
+}
+
+impl HttpBody for Incoming {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        match Pin::new(&mut this.body).poll_frame(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => {
+                this.finish();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_ref()
+                    && this.grpc
+                {
+                    this.trailers = grpc_status(trailers).map(outcome::classify_grpc);
+                }
+                // A server that writes this on need not poll again after the last byte.
+                this.finish_if_ended();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(e))) => {
+                let Some(Exchange { attempted, .. }) = this.exchange.take() else {
+                    return Poll::Ready(None);
+                };
+                let endpoint = attempted.endpoint();
+                let error = Error::ResetAfterBytes {
+                    service: endpoint.service.clone(),
+                    instance: endpoint.address.clone(),
+                    reason: reason(&e),
+                };
+                attempted.broke_off(&error);
+                Poll::Ready(Some(Err(error)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An error with what caused it.
+pub(crate) fn reason(e: &dyn std::error::Error) -> Arc<str> {
+    let mut text = e.to_string();
+    let mut cause = e.source();
+    while let Some(c) = cause {
+        let more = c.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = c.source();
+    }
+    text.into()
+}

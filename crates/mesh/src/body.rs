@@ -1,0 +1,105 @@
+//! What is sent: nothing, bytes that can be sent again, or a stream that passes through once.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+
+/// Whatever a body fails with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A request's body. Streams are passed on frame by frame, trailers included, and never collected.
+#[derive(Debug, Default)]
+pub enum Body {
+    /// None.
+    #[default]
+    Empty,
+    /// Bytes; each attempt sends them again.
+    Bytes(Bytes),
+    /// The body of a request that came over HTTP, as it arrives; sent once.
+    Incoming(hyper::body::Incoming),
+    /// Any other stream; sent once.
+    Stream(UnsyncBoxBody<Bytes, BoxError>),
+}
+
+impl Body {
+    /// A body of any kind.
+    pub fn stream<B>(body: B) -> Self
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        if body.is_end_stream() {
+            return Body::Empty;
+        }
+        Body::Stream(body.map_err(Into::into).boxed_unsync())
+    }
+
+    /// Whether it can be sent more than once.
+    pub fn is_repeatable(&self) -> bool {
+        matches!(self, Body::Empty | Body::Bytes(_))
+    }
+
+    /// The same again, where that is possible.
+    pub(crate) fn again(&self) -> Option<Body> {
+        match self {
+            Body::Empty => Some(Body::Empty),
+            Body::Bytes(b) => Some(Body::Bytes(b.clone())),
+            Body::Incoming(_) | Body::Stream(_) => None,
+        }
+    }
+}
+
+impl From<Bytes> for Body {
+    fn from(b: Bytes) -> Self {
+        if b.is_empty() { Body::Empty } else { Body::Bytes(b) }
+    }
+}
+
+impl From<hyper::body::Incoming> for Body {
+    fn from(b: hyper::body::Incoming) -> Self {
+        if b.is_end_stream() { Body::Empty } else { Body::Incoming(b) }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut *self {
+            Body::Empty => Poll::Ready(None),
+            Body::Bytes(b) => {
+                let b = std::mem::take(b);
+                *self = Body::Empty;
+                Poll::Ready(Some(Ok(Frame::data(b))))
+            }
+            Body::Incoming(b) => Pin::new(b).poll_frame(cx).map_err(Into::into),
+            Body::Stream(b) => Pin::new(b).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Empty => true,
+            Body::Bytes(_) => false,
+            Body::Incoming(b) => b.is_end_stream(),
+            Body::Stream(b) => b.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Empty => SizeHint::with_exact(0),
+            Body::Bytes(b) => SizeHint::with_exact(b.len() as u64),
+            Body::Incoming(b) => b.size_hint(),
+            Body::Stream(b) => b.size_hint(),
+        }
+    }
+}
