@@ -6,9 +6,9 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use weft_core::{Context, limits};
+use weft_policy::Instance;
 use weft_policy::attempt::{self, Attempt, Cause, Failure, Stop};
 use weft_policy::outcome::{self, Judged, Outcome};
-use weft_policy::Instance;
 
 use crate::answer::{Reply, grpc_status, judge};
 use crate::error::Error;
@@ -30,6 +30,8 @@ pub struct Answer {
     pub outcome: Outcome,
     /// Attempts made.
     pub attempts: u32,
+    /// An earlier attempt may have taken effect without anybody having said so: a refusal then proves nothing.
+    pub doubt: bool,
 }
 
 impl Answer {
@@ -69,11 +71,11 @@ impl Mesh {
         }
         let mut ctx = ctx.clone();
         ctx.deadline = policy.deadline(ctx.deadline);
-        let refused = |r| Failure { cause: Cause::Refused(r), attempts: 0, stop: Stop::Refusal };
+        let refused = |r| Failure { cause: Cause::Refused(r), attempts: 0, stop: Stop::Refusal, doubt: false };
         let _slot = policy.acquire(ctx.deadline).await.map_err(refused)?;
         let out = Outbound::new(request);
         let done = attempt::run(policy, &ctx, out.replay(), |a| self.collected(&ctx, service, &out, a)).await?;
-        Ok(Answer { attempts: done.attempts, ..done.answer })
+        Ok(Answer { attempts: done.attempts, doubt: done.doubt, ..done.answer })
     }
 
     async fn collected(&self, ctx: &Context, service: &str, out: &Outbound, a: Attempt) -> Result<Answer, Error> {
@@ -119,7 +121,7 @@ async fn collect(reply: Reply) -> Result<Answer, Error> {
         None => judge(head.status, &head.headers, is_grpc(&head.headers)),
     };
     let body = if rest.is_empty() { first } else { rest.into() };
-    Ok(Answer { status: head.status, headers: head.headers, body, trailers, outcome, attempts: 1 })
+    Ok(Answer { status: head.status, headers: head.headers, body, trailers, outcome, attempts: 1, doubt: false })
 }
 
 fn is_grpc(headers: &HeaderMap) -> bool {

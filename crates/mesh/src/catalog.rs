@@ -108,7 +108,8 @@ impl Catalog {
         self.own.iter().any(|own| {
             let same = own.ip() == address.ip();
             // A listener on all addresses is reached by loopback, and 0.0.0.0 connects to loopback.
-            own.port() == address.port() && (same || (own.ip().is_unspecified() || here(own.ip())) && here(address.ip()))
+            own.port() == address.port()
+                && (same || (own.ip().is_unspecified() || here(own.ip())) && here(address.ip()))
         })
     }
 
@@ -177,14 +178,15 @@ impl Catalog {
             None => (None, HashMap::new()),
         };
         let had = old_service.as_ref().map(|s| s.endpoints.load_full()).unwrap_or_default();
-        let mut known: HashMap<(&Arc<str>, &Target), &Arc<Endpoint>> =
-            had.all.iter().map(|e| ((&e.wanted.instance, &e.wanted.target), e)).collect();
-        let meter = old_service.as_ref().map_or_else(|| Arc::new(Meter::new(&self.telemetry, name)), |s| s.meter.clone());
+        let id = |w: &Wanted| (w.instance.clone(), w.target.clone());
+        let known: HashMap<_, &Arc<Endpoint>> = had.all.iter().map(|e| (id(&e.wanted), e)).collect();
+        let meter =
+            old_service.as_ref().map_or_else(|| Arc::new(Meter::new(&self.telemetry, name)), |s| s.meter.clone());
         let mut all = Vec::with_capacity(wanted.len());
         for w in wanted {
-            let same = known.remove(&(&w.instance, &w.target)).filter(|e| e.wanted == w);
+            let same = known.get(&id(&w)).filter(|e| e.wanted == w);
             let endpoint = match same {
-                Some(e) => e.clone(),
+                Some(e) => (*e).clone(),
                 None => {
                     let e = Arc::new(Endpoint::new(name.clone(), w));
                     if let Some(check) = &e.wanted.health {

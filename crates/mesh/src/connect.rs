@@ -45,7 +45,11 @@ fn failed(e: &Endpoint, reason: impl std::fmt::Display) -> Error {
 }
 
 /// Limits a connect to [`limits::CONNECT_TIMEOUT`], and marks the endpoint by how it went.
-async fn in_time<T>(e: &Endpoint, meter: &Meter, connecting: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+async fn in_time<T>(
+    e: &Endpoint,
+    meter: &Meter,
+    connecting: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
     let done = match tokio::time::timeout(limits::CONNECT_TIMEOUT, connecting).await {
         Ok(done) => done,
         Err(_) => Err(failed(e, format_args!("no connection within {:?}", limits::CONNECT_TIMEOUT))),

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts,
-};
+use hickory_resolver::config::{ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use tokio::sync::OnceCell;
 use weft_core::limits;
@@ -47,7 +45,9 @@ impl Dns {
     async fn resolver(&self) -> Result<&TokioResolver, String> {
         let make = async || {
             let mut builder = match self.0.servers.as_slice() {
-                [] => TokioResolver::builder_tokio().map_err(|e| format!("the system's resolver configuration: {e}"))?,
+                [] => {
+                    TokioResolver::builder_tokio().map_err(|e| format!("the system's resolver configuration: {e}"))?
+                }
                 servers => {
                     let servers = servers.iter().map(|s| {
                         let on_port = |mut c: ConnectionConfig| {

@@ -79,7 +79,13 @@ pub(crate) struct Attempted {
 }
 
 impl Attempted {
-    pub(crate) fn begin(meter: &Arc<Meter>, endpoint: &Arc<Endpoint>, trace: Trace, number: u32, method: &Method) -> Self {
+    pub(crate) fn begin(
+        meter: &Arc<Meter>,
+        endpoint: &Arc<Endpoint>,
+        trace: Trace,
+        number: u32,
+        method: &Method,
+    ) -> Self {
         Self {
             meter: meter.clone(),
             load: endpoint.enter(),

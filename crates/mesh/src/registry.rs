@@ -81,7 +81,13 @@ impl Leases {
     }
 
     /// Takes or renews a registration.
-    pub(crate) fn put(&mut self, service: &Name, id: &Name, r: Registration, now: Instant) -> Result<Registered, Error> {
+    pub(crate) fn put(
+        &mut self,
+        service: &Name,
+        id: &Name,
+        r: Registration,
+        now: Instant,
+    ) -> Result<Registered, Error> {
         if !self.0.contains_key(service) && self.0.len() >= limits::SERVICES {
             return Err(Error::TooManyServices);
         }

@@ -28,6 +28,8 @@ metrics! {
     UPSTREAM_REQUESTS = Counter "weft_upstream_requests_total", "Attempts sent to a service, by service and outcome (success, retryable, overloaded, rejected, fault).";
     UPSTREAM_DURATION = Histogram "weft_upstream_duration_seconds", "From sending an attempt to the head of its answer, by service.";
     UPSTREAM_CONNECTS = Counter "weft_upstream_connects_total", "Connections opened to instances, by service and result (ok, failed).";
+    UPSTREAM_REUSED = Counter "weft_upstream_reused_total", "Attempts sent on a connection that was open already, by service.";
+    UPSTREAM_IN_FLIGHT = Gauge "weft_upstream_in_flight", "Attempts under way, streaming answers included, by service.";
     INSTANCES = Gauge "weft_instances", "Instances of a service, by service and state (healthy, unhealthy).";
 
     MESSAGES_PUBLISHED = Counter "weft_messages_published_total", "Messages stored, by channel.";

@@ -1,0 +1,4 @@
+//! The mesh against real servers in this process, on ephemeral ports.
+
+mod exchange;
+mod support;
