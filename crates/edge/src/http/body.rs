@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use weft_mesh::answer::Incoming;
+use weft_mesh::Incoming;
 
 use super::record::Exchange;
 

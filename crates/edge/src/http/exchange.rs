@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use weft_core::{Context, Deadline, Principal, Trace, limits};
-use weft_mesh::outbound::Outbound;
+use weft_mesh::Outbound;
 use weft_policy::attempt::{self, Cause, Failure};
 use weft_policy::idempotency;
 use weft_policy::spec::RatePer;
@@ -151,9 +151,7 @@ async fn proxy(
         None => head.headers.get(header::HOST).cloned(),
     };
     headers::to_upstream(&mut head.headers, peer, head.version, host.as_ref());
-    let Some(service) = core.deps.mesh.service(service) else {
-        return Err(Problem::new(code::NO_INSTANCE, format!("service '{service}' is not known")));
-    };
+    let service = core.deps.mesh.service(service).map_err(|e| respond::upstream(&e))?;
     let out = Outbound::new(Request::from_parts(head, body));
     let replay = out.replay();
     match attempt::run(&route.policy, ctx, replay, |a| service.send(ctx, &out, a)).await {
