@@ -122,8 +122,14 @@ pub const SAGA_INSTANCES: usize = 65_536;
 pub const SAGA_DEADLINE: Duration = Duration::from_secs(3_600);
 /// Rounds a failing compensation is tried, each with its policy's retries, before the saga is parked.
 pub const SAGA_COMPENSATION_ROUNDS: u32 = 60;
+/// Time for one round of a compensation whose policy has no deadline.
+pub const SAGA_CALL: Duration = Duration::from_secs(60);
+/// .proto files taken from one service's reflection.
+pub const REFLECTED_FILES: usize = 1_000;
 /// Bytes of a saga's start key.
 pub const SAGA_KEY_BYTES: usize = 512;
+/// Instances in one page of a saga listing.
+pub const SAGA_LIST: usize = 500;
 /// How long ended sagas, and the keys that started them, are kept.
 pub const SAGA_KEPT: Duration = Duration::from_secs(7 * 24 * 3_600);
 

@@ -132,8 +132,8 @@ pub struct StepDef {
 pub struct ActionDef {
     /// What is called.
     pub call: CallDef,
-    /// Its policy.
-    pub policy: Policy,
+    /// Its policy in force: breaker, bulkhead and retry budget are shared by all instances of this definition.
+    pub instance: weft_policy::Instance,
     /// What the participant promises about repeats.
     pub idempotent: Idempotent,
 }
@@ -354,7 +354,15 @@ impl Compiler<'_> {
             }
         };
         self.mistakes.append(&mut found);
-        ActionDef { call, policy: a.policy.clone(), idempotent: a.idempotent }
+        ActionDef { call, instance: weft_policy::Instance::new(&policy_of(a)), idempotent: a.idempotent }
+    }
+}
+
+/// What may not be repeated is tried once; the saga itself sends again only what was certainly never sent.
+fn policy_of(a: &spec::Action) -> Policy {
+    match a.idempotent {
+        Idempotent::No => Policy { retry: None, ..a.policy.clone() },
+        Idempotent::Key | Idempotent::Natural => a.policy.clone(),
     }
 }
 

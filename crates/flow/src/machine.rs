@@ -53,8 +53,22 @@ pub struct State {
     pub steps: Vec<StepState>,
     /// Why it compensates.
     pub cause: Option<String>,
+    /// What kind of reason that is.
+    pub turned: Option<Turned>,
     /// Why it is parked.
     pub parked: Option<String>,
+}
+
+/// Why an instance turned from forward to compensating.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Turned {
+    /// A step was refused: the request itself is not acceptable.
+    Rejected,
+    /// The time for the forward path was over.
+    Deadline,
+    /// Somebody, or a limit, ended it.
+    Cancelled,
 }
 
 /// The phase of an instance.
@@ -188,8 +202,8 @@ pub enum Event {
     Run,
     /// The step's condition is false.
     Skipped(usize),
-    /// An attempt ended.
-    Answered(WorkId, Outcome),
+    /// An attempt ended; whether some try inside it may have taken effect although the last one did not.
+    Answered(WorkId, Outcome, bool),
     /// The backoff of a waiting attempt is over.
     Wake(WorkId),
     /// The time for the forward path is over.
@@ -246,8 +260,9 @@ pub fn apply(plan: &Plan, state: &mut State, event: Event, now: Timestamp) -> Ve
     match event {
         Event::Run => m.run(),
         Event::Skipped(step) => m.skipped(step),
-        Event::Answered(id, outcome) => {
+        Event::Answered(id, outcome, doubt) => {
             if m.state.work(id).status == Status::Running {
+                m.state.steps[id.step].uncertain |= doubt && !id.undo;
                 m.answered(id, outcome);
             }
         }
@@ -258,7 +273,7 @@ pub fn apply(plan: &Plan, state: &mut State, event: Event, now: Timestamp) -> Ve
         }
         Event::Deadline => {
             if m.state.phase == Phase::Forward {
-                m.turn("the saga's deadline passed".into());
+                m.turn(Turned::Deadline, "the saga's deadline passed".into());
             }
         }
         Event::Abort(reason) => m.abort(reason),
@@ -356,8 +371,9 @@ impl Machine<'_> {
     }
 
     /// From forward to compensating. What waits is not tried again; what is under way is awaited.
-    fn turn(&mut self, reason: String) {
+    fn turn(&mut self, turned: Turned, reason: String) {
         self.state.phase = Phase::Compensating;
+        self.state.turned = Some(turned);
         self.state.cause = Some(reason);
         self.state.parked = None;
         for step in 0..self.state.steps.len() {
@@ -401,9 +417,9 @@ impl Machine<'_> {
 
     fn abort(&mut self, reason: String) {
         match self.state.phase {
-            Phase::Forward => self.turn(reason),
+            Phase::Forward => self.turn(Turned::Cancelled, reason),
             Phase::ParkedForward => {
-                self.turn(reason);
+                self.turn(Turned::Cancelled, reason);
                 self.accept();
             }
             // It compensates already: cancelling means going on.
@@ -482,7 +498,7 @@ impl Machine<'_> {
                     || a.status == Status::Failed;
                 a.error.clone().filter(|_| failed)
             });
-            self.turn(reason.unwrap_or_else(|| "a step failed".into()));
+            self.turn(Turned::Rejected, reason.unwrap_or_else(|| "a step failed".into()));
             return true;
         }
         if self.has(|_, s| matches!(s.action.status, Status::Pending | Status::Running | Status::Waiting)) {

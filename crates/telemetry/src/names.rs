@@ -46,6 +46,7 @@ metrics! {
     SAGAS_ENDED = Counter "weft_sagas_ended_total", "Sagas that ended, by saga and status (completed, compensated, parked).";
     SAGA_DURATION = Histogram "weft_saga_duration_seconds", "From a saga's start to its end, by saga.";
     SAGA_STEPS = Counter "weft_saga_steps_total", "Step attempts, by saga, step and outcome (success, retryable, overloaded, rejected, fault).";
+    SAGA_STEP_DURATION = Histogram "weft_saga_step_duration_seconds", "One attempt at a step, its policy's retries included, by saga and step (`:undo` for the compensation).";
     SAGAS_RUNNING = Gauge "weft_sagas_running", "Sagas under way, by saga.";
 
     STORE_COMMITS = Counter "weft_store_commits_total", "Batches committed.";

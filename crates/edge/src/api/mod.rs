@@ -17,6 +17,7 @@ pub mod traces;
 use std::sync::Arc;
 
 use axum::Router;
+use weft_flow::Flow;
 use weft_store::Store;
 use weft_telemetry::Telemetry;
 
@@ -30,6 +31,8 @@ pub use problem::{Problem, code};
 pub struct Api {
     /// Traces and metrics.
     pub telemetry: Telemetry,
+    /// Sagas.
+    pub flow: Flow,
     /// The store, for state keys and readiness.
     pub store: Arc<dyn Store>,
     /// What the process waits for before it is ready.

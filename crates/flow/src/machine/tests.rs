@@ -83,7 +83,7 @@ struct World<'a> {
     crashes: u32,
 }
 
-const CALL_OUTCOMES: usize = 5;
+const CALL_OUTCOMES: usize = 6;
 
 impl<'a> World<'a> {
     fn new(plan: &'a Plan) -> Self {
@@ -188,6 +188,8 @@ impl<'a> World<'a> {
         self.in_flight.retain(|w| *w != id);
         let p = &mut self.parties[id.step];
         p.doubt |= outcome > 2 && !id.undo;
+        // Refused at last, after a try inside the attempt that did take effect.
+        let doubt = outcome == 5;
         let outcome = match outcome {
             0 => {
                 p.deliver(id.undo);
@@ -196,9 +198,13 @@ impl<'a> World<'a> {
             1 => Outcome::Refused("refused".into()),
             2 => Outcome::NotDone("busy".into()),
             3 => Outcome::Unknown("timeout".into()),
-            _ => {
+            4 => {
                 p.deliver(id.undo);
                 Outcome::Unknown("timeout".into())
+            }
+            _ => {
+                p.deliver(id.undo);
+                Outcome::Refused("in progress".into())
             }
         };
         let proved = matches!(outcome, Outcome::Refused(_) | Outcome::NotDone(_));
@@ -207,7 +213,7 @@ impl<'a> World<'a> {
             // Only when no earlier attempt is in doubt does a refusal prove that nothing happened.
             p.possible = p.doubt;
         }
-        self.event(Event::Answered(id, outcome));
+        self.event(Event::Answered(id, outcome, doubt));
     }
 
     /// One scripted turn; false when the script is used up or nothing is left to decide.
@@ -350,7 +356,7 @@ fn all_goes_well_and_it_completes_in_order() {
     let p = plan(&[&[STEP], &[STEP, STEP], &[STEP]]);
     let mut s = State::new(&p);
     let now = Timestamp(1);
-    let done = |i| Event::Answered(WorkId::action(i), Outcome::Done(Arc::new(json!(i))));
+    let done = |i| Event::Answered(WorkId::action(i), Outcome::Done(Arc::new(json!(i))), false);
     assert_eq!(apply(&p, &mut s, Event::Run, now), [Action::Begin(WorkId::action(0))]);
     let both = [Action::Begin(WorkId::action(1)), Action::Begin(WorkId::action(2))];
     assert_eq!(apply(&p, &mut s, done(0), now), both);
@@ -565,7 +571,7 @@ fn skipped_steps_are_neither_done_nor_undone() {
     apply(&p, &mut s, Event::Run, Timestamp(1));
     let out = apply(&p, &mut s, Event::Skipped(0), Timestamp(1));
     assert_eq!(out, [Action::Begin(WorkId::action(1))]);
-    let out = apply(&p, &mut s, Event::Answered(WorkId::action(1), Outcome::Refused("no".into())), Timestamp(1));
+    let out = apply(&p, &mut s, Event::Answered(WorkId::action(1), Outcome::Refused("no".into()), false), Timestamp(1));
     assert_eq!(out, []);
     assert_eq!(s.phase, Phase::Compensated);
     assert_eq!(s.steps[0].undo.status, Status::Skipped);
