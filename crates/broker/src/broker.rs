@@ -9,10 +9,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use weft_core::{Context, Envelope, Id, Name, Timestamp, Trace, limits};
+use weft_mesh::Mesh;
 use weft_store::{Batch, Store};
 use weft_telemetry::Telemetry;
 
-use crate::actor::{Actor, Command, Declaration, Draft, Handed, Item, Receiver};
+use crate::actor::{Actor, Command, Declaration, Draft, Handed, Item, Parcel, Receiver};
 use crate::clock::BrokerClock;
 use crate::metrics;
 use crate::spec::{QueueSpec, SubscriptionSpec, TopicSpec};
@@ -29,7 +30,6 @@ use crate::{Error, Result, actor, declare, dedup, record};
 pub struct Broker {
     calls: mpsc::Sender<Command>,
     shared: Arc<Shared>,
-    task: Arc<Mutex<Option<JoinHandle<()>>>>,
 }
 
 /// What the handle and the task share.
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub clock: BrokerClock,
     pub topology: RwLock<Arc<Topology>>,
     pub telemetry: Telemetry,
+    pub mesh: Mesh,
+    task: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Keys read from the store at once while opening.
@@ -46,7 +48,7 @@ const OPEN_KEYS: usize = 1_000;
 impl Broker {
     /// Opens the broker on a store: takes the declarations, dedup ids, cursors and attempts it left there, ends all leases,
     /// and starts its task on the current runtime.
-    pub async fn open(store: Arc<dyn Store>, telemetry: Telemetry) -> Result<Self> {
+    pub async fn open(store: Arc<dyn Store>, telemetry: Telemetry, mesh: Mesh) -> Result<Self> {
         let mut ids = dedup::Table::default();
         let mut after: Option<bytes::Bytes> = None;
         loop {
@@ -81,19 +83,30 @@ impl Broker {
             clock: BrokerClock::start(),
             topology: RwLock::default(),
             telemetry,
+            mesh,
+            task: Mutex::default(),
         });
         let (calls, rx) = mpsc::channel(limits::BROKER_CALLS);
         // Leases of an earlier opening must not look current: 64 random bits do not repeat.
-        let mut actor = Actor::new(store, shared.clone(), rand::random(), ids);
+        let mut actor = Actor::new(store, shared.clone(), calls.downgrade(), rand::random(), ids);
         actor.restore(declarations);
-        let task = weft_core::task::spawn("broker", actor.run(rx));
-        Ok(Self { calls, shared, task: Arc::new(Mutex::new(Some(task))) })
+        *shared.task.lock() = Some(weft_core::task::spawn("broker", actor.run(rx)));
+        Ok(Self { calls, shared })
     }
 
-    /// Stops the task. Calls in flight end unanswered; everything acknowledged is in the store.
+    /// The handle of a task whose calls come in here.
+    pub(crate) fn of(calls: mpsc::Sender<Command>, shared: Arc<Shared>) -> Self {
+        Self { calls, shared }
+    }
+
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.shared.telemetry
+    }
+
+    /// Stops the task and the pushes. Calls in flight end unanswered; everything acknowledged is in the store.
     pub async fn close(&self) {
         let _ = self.calls.send(Command::Close).await;
-        let task = self.task.lock().take();
+        let task = self.shared.task.lock().take();
         if let Some(task) = task {
             // A panic of the task was printed with its name.
             let _ = task.await;
@@ -133,6 +146,11 @@ impl Broker {
 
     /// Receives up to `max` messages; an empty answer after `wait`.
     pub async fn receive(&self, source: Source, options: ReceiveOptions) -> Result<Vec<Delivery>> {
+        self.take(source, options, true).await
+    }
+
+    /// [`receive`](Self::receive); a push records the consumer span itself, when it knows how the call went.
+    pub(crate) async fn take(&self, source: Source, options: ReceiveOptions, record: bool) -> Result<Vec<Delivery>> {
         if options.max == 0 || options.max > limits::RECEIVE_MESSAGES {
             let (got, limit) = (options.max, limits::RECEIVE_MESSAGES);
             return Err(Error::TooMany { what: "messages asked for", got, limit });
@@ -146,7 +164,7 @@ impl Broker {
             reply,
         };
         self.send(Command::Receive { source: source.clone(), receiver }).await?;
-        let handed = if wait.is_zero() {
+        let handed: Parcel = if wait.is_zero() {
             (&mut answer).await.map_err(|_| Error::Closed)??
         } else {
             match tokio::time::timeout(wait, &mut answer).await {
@@ -156,12 +174,22 @@ impl Broker {
                     answer.close();
                     match answer.try_recv() {
                         Ok(handed) => handed?,
-                        Err(_) => Vec::new(),
+                        Err(_) => Parcel::default(),
                     }
                 }
             }
         };
-        Ok(handed.into_iter().filter_map(|h| self.deliver(&source, h)).collect())
+        Ok(handed.open().into_iter().filter_map(|h| self.deliver(&source, h, record)).collect())
+    }
+
+    /// Gives back a delivery that was not worked on: it counts no attempt.
+    pub(crate) async fn release(&self, d: &Delivery) {
+        if let Some(l) = Lease::decode(&d.token) {
+            let call =
+                Command::Release { source: l.source, lane: l.lane, epoch: l.epoch, seq: l.seq, attempt: l.attempt };
+            // Closed: the next opening ends the lease.
+            let _ = self.send(call).await;
+        }
     }
 
     /// Acknowledges messages; accepted for each that is still unsettled, also after its lease ended.
@@ -393,7 +421,7 @@ impl Broker {
     }
 
     /// Decodes one delivery; what cannot be decoded was checked when it was published, so this is damage.
-    fn deliver(&self, source: &Source, h: Handed) -> Option<Delivery> {
+    fn deliver(&self, source: &Source, h: Handed, record: bool) -> Option<Delivery> {
         let decoded = record::decode(&h.stored.payload).and_then(|r| Envelope::decode(r.envelope));
         let mut event = match decoded {
             Ok(e) => e,
@@ -404,10 +432,18 @@ impl Broker {
         };
         let trace = event.traceparent().and_then(Trace::parse).map_or_else(Trace::root, |t| t.child());
         event.extensions.insert("traceparent".into(), trace.to_traceparent());
-        metrics::delivered(&self.shared.telemetry, trace, source, &event.id, h.attempt);
+        if record {
+            metrics::delivered(&self.shared.telemetry, trace, source, &event.id, h.attempt);
+        }
         let lease =
             Lease { source: source.clone(), lane: h.lane, epoch: h.epoch, seq: h.seq, attempt: h.attempt, trace };
-        Some(Delivery { token: lease.encode(), position: h.stored.position, attempt: h.attempt, event })
+        Some(Delivery {
+            token: lease.encode(),
+            position: h.stored.position,
+            attempt: h.attempt,
+            event,
+            caused_by: trace.parent,
+        })
     }
 
     fn leases(&self, tokens: &[String]) -> Result<Vec<Lease>> {

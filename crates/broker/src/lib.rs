@@ -15,6 +15,7 @@ mod dedup;
 mod error;
 mod expression;
 mod metrics;
+mod push;
 pub mod queue;
 mod ranges;
 mod record;

@@ -51,7 +51,9 @@ fn ctx() -> Context {
 }
 
 async fn open(store: &MemStore) -> Broker {
-    Broker::open(Arc::new(store.clone()), weft_telemetry::Telemetry::new()).await.unwrap()
+    let telemetry = weft_telemetry::Telemetry::new();
+    let mesh = weft_mesh::Mesh::new(Arc::new(store.clone()), telemetry.clone());
+    Broker::open(Arc::new(store.clone()), telemetry, mesh).await.unwrap()
 }
 
 async fn publish(b: &Broker, channel: Channel, e: Envelope) -> Receipt {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
+use weft_core::trace::SpanId;
 use weft_core::{Envelope, Name, Timestamp};
 use weft_store::{Position, Seq};
 
@@ -130,6 +131,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// The event; its `traceparent` is the delivery's span.
     pub event: Envelope,
+    /// The span that published it, parent of the delivery's.
+    pub caused_by: Option<SpanId>,
 }
 
 impl Delivery {

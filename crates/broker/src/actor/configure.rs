@@ -9,7 +9,9 @@ use weft_core::{Name, limits};
 use weft_store::{Batch, Op, StreamName};
 
 use super::{Actor, Done, Queue, REDRIVEN, Stream, Sub, Topic, Tx};
+use crate::broker::Broker;
 use crate::metrics::{ChannelCounts, SourceCounts};
+use crate::push::{Job, Pool};
 use crate::queue::Rules;
 use crate::spec::{QueueSpec, Redelivery, StartFrom, SubscriptionMode, SubscriptionSpec, TopicSpec};
 use crate::topology::{ChannelRules, Topology, compile};
@@ -510,6 +512,28 @@ impl Actor {
         }
     }
 
+    /// Push pools as the subscriptions ask for: what did not change goes on, the rest ends and starts anew.
+    fn repool(&mut self) {
+        let mut wanted = hashbrown::HashMap::new();
+        for (name, id) in &self.subscriptions {
+            let sub = &self.subs[*id];
+            let Some(spec) = &sub.spec else { continue };
+            let Some(push) = &spec.push else { continue };
+            let (source, redelivery, lease) = (sub.source.clone(), spec.redelivery, spec.lease);
+            wanted.insert(name.clone(), Job { source, push: push.clone(), redelivery, lease });
+        }
+        self.pools.retain(|name, pool| wanted.get(name) == Some(&pool.job));
+        for (name, job) in wanted {
+            if !self.pools.contains_key(&name)
+                && let Some(calls) = self.calls.upgrade()
+            {
+                let broker = Broker::of(calls, self.shared.clone());
+                let pool = Pool::start(job, broker, self.shared.mesh.clone());
+                self.pools.insert(name, pool);
+            }
+        }
+    }
+
     /// After any change: dead-letter queues, rules of the machines, the callers' snapshot, pushes.
     fn changed(&mut self) {
         let explicit = |a: &Self, sub: &Sub| match (&sub.source, &sub.spec) {
@@ -547,5 +571,6 @@ impl Actor {
             }
         }
         *self.shared.topology.write() = Arc::new(Topology { channels });
+        self.repool();
     }
 }

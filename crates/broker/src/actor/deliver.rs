@@ -4,7 +4,7 @@ use weft_core::limits;
 use weft_store::{Seq, Store};
 
 use super::lane::LaneId;
-use super::{Actor, Handed, Lost, Read, Receiver};
+use super::{Actor, Handed, Lost, Parcel, Read, Receiver};
 use crate::queue::{Action, Event};
 use crate::types::Stored;
 use crate::{Error, Result, Source};
@@ -68,7 +68,7 @@ impl Actor {
             if picked.is_empty() {
                 if at_once && !lanes.iter().any(|id| self.lanes[*id].loading) {
                     let r = self.subs[sub].receivers.pop_front().expect("looked at above");
-                    let _ = r.reply.send(Ok(Vec::new()));
+                    let _ = r.reply.send(Ok(Parcel::default()));
                     continue;
                 }
                 return;
@@ -130,7 +130,7 @@ impl Actor {
     /// The payloads a delivery had to read are here.
     pub(super) fn handed(
         &mut self,
-        reply: tokio::sync::oneshot::Sender<Result<Vec<Handed>>>,
+        reply: tokio::sync::oneshot::Sender<Result<Parcel>>,
         mut handed: Vec<Handed>,
         lost: Vec<(LaneId, Seq, Lost)>,
     ) {
@@ -154,13 +154,17 @@ impl Actor {
         self.send(reply, handed);
     }
 
-    fn send(&mut self, reply: tokio::sync::oneshot::Sender<Result<Vec<Handed>>>, handed: Vec<Handed>) {
+    fn send(&mut self, reply: tokio::sync::oneshot::Sender<Result<Parcel>>, handed: Vec<Handed>) {
         for h in &handed {
             self.subs[self.lanes[h.lane_id].sub].counts.delivered.inc();
         }
-        if let Err(Ok(back)) = reply.send(Ok(handed)) {
+        let back = handed.first().map(|h| {
+            let sub = self.lanes[h.lane_id].sub;
+            (self.subs[sub].source.clone(), self.calls.clone())
+        });
+        if let Err(Ok(parcel)) = reply.send(Ok(Parcel { handed, back })) {
             // Nobody took them: they were not delivered and count no attempt.
-            for h in back {
+            for h in parcel.open() {
                 self.step(h.lane_id, Event::Release { seq: h.seq, attempt: h.attempt });
             }
         }

@@ -29,6 +29,7 @@ use weft_core::{Envelope, Name, Timestamp, limits};
 use weft_store::{Batch, Durability, Op, Position, Receipt, Seq, Store, StreamName};
 
 use crate::broker::Shared;
+use crate::push::Pool;
 use crate::queue::{Action, Event};
 use crate::spec::{QueueSpec, SubscriptionSpec, TopicSpec};
 use crate::token::Lease;
@@ -71,7 +72,11 @@ pub(crate) enum Command {
         reply: oneshot::Sender<Result<Settled>>,
     },
     Release {
-        lease: Lease,
+        source: Source,
+        lane: u32,
+        epoch: u64,
+        seq: Seq,
+        attempt: u32,
     },
     Move {
         queue: Name,
@@ -137,7 +142,7 @@ pub(crate) struct Receiver {
     pub lease: Option<Duration>,
     /// Answer at once, empty if need be.
     pub now: bool,
-    pub reply: oneshot::Sender<Result<Vec<Handed>>>,
+    pub reply: oneshot::Sender<Result<Parcel>>,
 }
 
 /// A delivery before its event is decoded.
@@ -148,6 +153,32 @@ pub(crate) struct Handed {
     pub seq: Seq,
     pub attempt: u32,
     pub stored: Stored,
+}
+
+/// Deliveries on their way to a receiver. Dropped unopened (the receiver went away at the last moment), they are given
+/// back and count no attempt.
+#[derive(Default)]
+pub(crate) struct Parcel {
+    handed: Vec<Handed>,
+    back: Option<(Source, mpsc::WeakSender<Command>)>,
+}
+
+impl Parcel {
+    pub fn open(mut self) -> Vec<Handed> {
+        std::mem::take(&mut self.handed)
+    }
+}
+
+impl Drop for Parcel {
+    fn drop(&mut self) {
+        let Some((source, calls)) = self.back.take().filter(|_| !self.handed.is_empty()) else { return };
+        let Some(calls) = calls.upgrade() else { return };
+        for h in self.handed.drain(..) {
+            let (source, lane) = (source.clone(), h.lane);
+            // Full: the lease ends by itself, one attempt poorer.
+            let _ = calls.try_send(Command::Release { source, lane, epoch: h.epoch, seq: h.seq, attempt: h.attempt });
+        }
+    }
 }
 
 /// What one call put into a store batch, and what to do when the batch is durable.
@@ -208,7 +239,7 @@ enum Read {
         records: weft_store::Result<Vec<weft_store::Record>>,
     },
     Hand {
-        receiver: oneshot::Sender<Result<Vec<Handed>>>,
+        receiver: oneshot::Sender<Result<Parcel>>,
         handed: Vec<Handed>,
         lost: Vec<(LaneId, Seq, Lost)>,
     },
@@ -299,6 +330,8 @@ struct Stream {
 pub(crate) struct Actor {
     store: Arc<dyn Store>,
     shared: Arc<Shared>,
+    calls: mpsc::WeakSender<Command>,
+    pools: HashMap<Name, Pool>,
     epoch: u64,
     queues: HashMap<Name, Queue>,
     topics: HashMap<Name, Topic>,
@@ -325,10 +358,18 @@ pub(crate) struct Actor {
 }
 
 impl Actor {
-    pub fn new(store: Arc<dyn Store>, shared: Arc<Shared>, epoch: u64, dedup: dedup::Table) -> Self {
+    pub fn new(
+        store: Arc<dyn Store>,
+        shared: Arc<Shared>,
+        calls: mpsc::WeakSender<Command>,
+        epoch: u64,
+        dedup: dedup::Table,
+    ) -> Self {
         Self {
             store,
             shared,
+            calls,
+            pools: HashMap::new(),
             epoch,
             queues: HashMap::new(),
             topics: HashMap::new(),
@@ -395,7 +436,7 @@ impl Actor {
             Command::Ack { leases, reply } => self.ack(leases, reply),
             Command::Nack { leases, options, reply } => self.nack(leases, options, reply),
             Command::Extend { leases, lease, reply } => self.extend(leases, lease, reply),
-            Command::Release { lease } => self.release(&lease),
+            Command::Release { source, lane, epoch, seq, attempt } => self.release(&source, lane, epoch, seq, attempt),
             Command::Move { queue, seq, payload, to, back, reply } => {
                 self.move_message(queue, seq, payload, to, back, reply)
             }

@@ -134,9 +134,9 @@ impl Actor {
     }
 
     /// The delivery did not reach anybody.
-    pub(super) fn release(&mut self, l: &Lease) {
-        if let Some(id) = self.lane_of(&l.source, l.lane).filter(|_| l.epoch == self.epoch) {
-            self.step(id, Event::Release { seq: l.seq, attempt: l.attempt });
+    pub(super) fn release(&mut self, source: &Source, lane: u32, epoch: u64, seq: Seq, attempt: u32) {
+        if let Some(id) = self.lane_of(source, lane).filter(|_| epoch == self.epoch) {
+            self.step(id, Event::Release { seq, attempt });
         }
     }
 
