@@ -2,4 +2,5 @@
 //!
 //! Only this crate reads files, environment or arguments for configuration; the others take typed values.
 
+pub mod cli;
 pub mod config;

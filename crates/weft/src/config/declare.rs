@@ -157,7 +157,9 @@ impl Fields<'_> {
     /// A key that may be absent.
     pub fn opt<T: Value>(&self, key: &str, cx: &mut Cx<'_>) -> Option<At<T>> {
         let (_, node) = self.entries.iter().find(|(k, _)| *k == key)?;
-        T::read(node, cx).map(|v| At::new(v, if node.span.start == node.span.end { node.owner } else { node.span }))
+        // A block is known by its key; nothing has no place of its own.
+        let scalar = matches!(&node.data, Data::Scalar(s) if !s.text.is_empty());
+        T::read(node, cx).map(|v| At::new(v, if scalar { node.span } else { node.owner }))
     }
 
     /// A key with a default.
@@ -188,6 +190,9 @@ macro_rules! section {
             /// Where the section is named.
             #[allow(dead_code, reason = "not every section is blamed as a whole")]
             pub at: $crate::config::source::Span,
+            /// Whether something in it could not be read: then what is missing may be just that.
+            #[allow(dead_code, reason = "not every section has keys that need each other")]
+            pub broken: bool,
         }
 
         impl $crate::config::declare::Section for $name {
@@ -209,10 +214,12 @@ macro_rules! section {
 
         impl $crate::config::value::Value for $name {
             fn read(node: &$crate::config::node::Node, cx: &mut $crate::config::value::Cx<'_>) -> Option<Self> {
+                let before = cx.mistakes.len();
                 let fields = $crate::config::declare::fields::<Self>(node, cx)?;
                 // Every key is read before a missing one ends it: all mistakes at once.
                 $( let $field = fields.$mode::<$ty>($key $(, $default)?, cx); )*
-                Some($name { $( $field: section!(@take $mode $field), )* at: fields.owner() })
+                let broken = cx.mistakes.len() > before;
+                Some($name { $( $field: section!(@take $mode $field), )* at: fields.owner(), broken })
             }
             fn schema(declared: &mut $crate::config::declare::Declared) -> serde_json::Value {
                 declared.section::<Self>()
@@ -252,13 +259,17 @@ macro_rules! words {
         impl $crate::config::value::Value for $name {
             fn read(node: &$crate::config::node::Node, cx: &mut $crate::config::value::Cx<'_>) -> Option<Self> {
                 let known = [$($word),*];
-                let what = format!("one of {}", known.join(", "));
+                let what = match known.as_slice() {
+                    [one] => format!("'{one}'"),
+                    all => format!("one of {}", all.join(", ")),
+                };
                 let text = &$crate::config::value::scalar(node, cx, &what)?.text;
                 match text.as_str() {
                     $( $word => Some(Self::$variant), )*
                     _ => {
                         let help = match $crate::config::report::nearest(text, known) {
                             Some(word) => format!("did you mean '{word}'?"),
+                            None if known.len() == 1 => format!("write '{}', the only one there is", known[0]),
                             None => format!("write {what}"),
                         };
                         let message = format!("'{}' is not {what}", $crate::config::value::shorten(text));

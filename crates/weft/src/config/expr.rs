@@ -13,7 +13,12 @@ const EXPRESSION_BYTES: usize = 16 << 10;
 
 /// A CEL expression whose syntax is right.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Cel(pub String);
+pub(super) struct Cel {
+    /// Its source.
+    pub text: String,
+    /// As in [`Scalar`].
+    pub verbatim: Option<u32>,
+}
 
 /// Data whose strings are CEL: `{ id: saga.id, status: "'done'" }`.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +27,7 @@ pub(super) struct Template(pub Json);
 impl Value for Cel {
     fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
         let s = scalar(node, cx, "a CEL expression")?;
-        check(&s.text, node.span, s.verbatim, cx).then(|| Cel(s.text.clone()))
+        check(&s.text, node.span, s.verbatim, cx).then(|| Cel { text: s.text.clone(), verbatim: s.verbatim })
     }
     fn schema(_: &mut Declared) -> Json {
         json!({"type": ["string", "number", "boolean"]})
@@ -68,11 +73,50 @@ pub(super) fn check(source: &str, span: Span, verbatim: Option<u32>, cx: &mut Cx
     false
 }
 
+/// Notes what the saga compiler says about an expression, with the caret under the word it complains of.
+///
+/// Its messages read `'expression': unknown name 'word'; did you mean 'other'?; ...`.
+pub(super) fn complain(message: &str, text: &str, span: Span, verbatim: Option<u32>, cx: &mut Cx<'_>) {
+    let message = match message.rfind("': ") {
+        Some(at) if message.starts_with('\'') => &message[at + 3..],
+        _ => message,
+    };
+    let (wrong, help) = message.split_once("; ").or_else(|| message.split_once(": ")).unwrap_or((message, ""));
+    let at = verbatim
+        .and_then(|skip| {
+            let word = wrong.split('\'').nth(1)?;
+            let (offset, len) = (word_in(text, word)?, word.chars().count() as u32);
+            Some(Span { start: span.start + skip + offset, end: span.start + skip + offset + len, ..span })
+        })
+        .unwrap_or(span);
+    let overlaps = |m: &Mistake| m.at.is_some_and(|s| s.file == at.file && s.start < at.end && at.start < s.end);
+    // A broken call or name has been reported already, with more to say.
+    if !cx.mistakes.iter().any(overlaps) {
+        cx.say(Mistake::new(Some(at), wrong).help(help));
+    }
+}
+
+/// Where a word stands alone in a text, in characters.
+fn word_in(text: &str, word: &str) -> Option<u32> {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    let alone =
+        |at: usize| !text[..at].ends_with(|c| part(c) || c == '.') && !text[at + word.len()..].starts_with(part);
+    let at = text.match_indices(word).map(|(at, _)| at).find(|at| alone(*at))?;
+    Some(text[..at].chars().count() as u32)
+}
+
 /// The parser's message without its grammar's inside.
 fn plain_words(message: &str) -> String {
     let message = message.strip_prefix("Syntax error: ").unwrap_or(message);
-    let message = message.split(" expecting {").next().unwrap_or(message);
-    shorten(&message.replace("<EOF>", "the end"))
+    let message = message.split(" expecting ").next().unwrap_or(message);
+    if message.contains("<EOF>") {
+        return "the expression ends where more is expected".to_owned();
+    }
+    match message.strip_prefix("token recognition error at: ") {
+        Some(token) if token.starts_with("'=") => "compare with '=='".to_owned(),
+        Some(token) => format!("{} has no meaning in an expression", shorten(token)),
+        None => shorten(message),
+    }
 }
 
 fn template(node: &Node, cx: &mut Cx<'_>) -> Option<Json> {

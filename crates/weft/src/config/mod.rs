@@ -27,12 +27,13 @@ use weft_edge::spec::Snapshot;
 
 pub use layer::Explained;
 pub use lower::Explanation;
-pub use report::{Mistake, MistakeLine, Report};
+pub use report::{Mistake, MistakeLine, Report, suggest};
 pub use schema::{reference, schema, schema_text};
 pub use source::{At, Place, Source, Sources, Span};
 
 use files::Input;
 use keys::root::Configuration;
+use node::Node;
 use value::{Cx, Value};
 
 /// A configuration that holds together.
@@ -70,6 +71,8 @@ pub struct ApiSettings {
     pub listen: SocketAddr,
     /// Whether the file says so: then a taken port is fatal.
     pub written: bool,
+    /// Names that clients call it by, besides localhost and IP addresses.
+    pub hosts: Vec<String>,
 }
 
 /// The embedded store.
@@ -90,7 +93,7 @@ pub struct LogSettings {
 
 impl Default for ApiSettings {
     fn default() -> Self {
-        Self { listen: ([127, 0, 0, 1], 8081).into(), written: false }
+        Self { listen: ([127, 0, 0, 1], 8081).into(), written: false, hosts: Vec::new() }
     }
 }
 
@@ -142,13 +145,12 @@ fn load_from(path: &Path, input: &Input<'_>) -> Result<Loaded, Report> {
     let mut mistakes = Vec::new();
     let node = files::gather(path, input, &mut sources, &mut mistakes);
     let mut cx = Cx { sources: &sources, mistakes };
-    let broken = !cx.mistakes.is_empty() && node.is_none();
-    let root = match node {
-        Some(node) => Configuration::read(&node, &mut cx),
-        None if broken => None,
-        None => Some(value::default_of::<Configuration>()),
-    };
-    let lowered = root.map(|root| lower::lower(&root, &mut cx));
+    // A file without a word in it is an empty map; one that could not be read at all has been reported.
+    let node = node.or_else(|| cx.mistakes.is_empty().then(Node::nothing));
+    let lowered = node.and_then(|node| {
+        let root = Configuration::read(&node, &mut cx)?;
+        Some(lower::lower(&root, &node, &mut cx))
+    });
     let mistakes = cx.mistakes;
     let sources = Arc::new(sources);
     match lowered {

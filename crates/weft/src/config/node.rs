@@ -46,6 +46,8 @@ pub(super) struct Scalar {
     pub plain: bool,
     /// Characters of `text` stand in the file one for one, this far after the start of the span.
     pub verbatim: Option<u32>,
+    /// A reference in it could not be filled in; that is reported, and nothing more is said of it.
+    pub failed: bool,
 }
 
 /// A key of a mapping.
@@ -58,6 +60,41 @@ pub(super) struct Key {
 }
 
 impl Node {
+    /// An empty file.
+    pub fn nothing() -> Self {
+        let span = Span { file: 0, start: 0, end: 0 };
+        let scalar = Scalar { text: String::new(), plain: true, verbatim: None, failed: false };
+        Node { span, owner: span, data: Data::Scalar(scalar) }
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        let Data::Map(entries) = &self.data else { return None };
+        entries.iter().find(|(k, _)| k.text == key).map(|(_, n)| n)
+    }
+
+    /// The node at `with.items[0].sku`, or the last one on the way that is there.
+    pub fn at_path(&self, path: &str) -> &Node {
+        let path = path.strip_prefix('.').unwrap_or(path);
+        let next = match &self.data {
+            Data::List(items) => path.strip_prefix('[').and_then(|p| p.split_once(']')).and_then(|(i, rest)| {
+                let i: usize = i.parse().ok()?;
+                Some((items.get(i)?, rest))
+            }),
+            // Keys may have dots of their own: the longest that fits is meant.
+            Data::Map(entries) => entries
+                .iter()
+                .filter_map(|(k, n)| Some((n, path.strip_prefix(k.text.as_str())?)))
+                .filter(|(_, rest)| rest.is_empty() || rest.starts_with(['.', '[']))
+                .min_by_key(|(_, rest)| rest.len()),
+            Data::Scalar(_) => None,
+        };
+        match next {
+            Some((node, rest)) if !path.is_empty() => node.at_path(rest),
+            _ => self,
+        }
+    }
+
     /// What it is, for messages.
     pub fn what(&self) -> &'static str {
         match &self.data {
@@ -241,12 +278,14 @@ impl Builder<'_> {
         let source = &self.text[span.start as usize..span.end as usize];
         let skip = usize::from(style != ScalarStyle::Plain);
         let verbatim = source.len() >= 2 * skip && text.chars().eq(source[skip..source.len() - skip].iter().copied());
+        let before = self.mistakes.len();
         let (text, changed) = match is_key {
             true => (text.to_owned(), false),
             false => self.fill(text, span),
         };
         let verbatim = (verbatim && !changed).then_some(skip as u32);
-        let scalar = Scalar { text, plain: style == ScalarStyle::Plain, verbatim };
+        let failed = self.mistakes.len() > before;
+        let scalar = Scalar { text, plain: style == ScalarStyle::Plain, verbatim, failed };
         let span = if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded) { self.head(span) } else { span };
         Node { span, owner: span, data: Data::Scalar(scalar) }
     }

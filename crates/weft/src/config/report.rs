@@ -91,7 +91,8 @@ impl Report {
         for mistake in self.mistakes.iter().take(SHOWN) {
             self.draw(mistake, color, &mut out);
         }
-        let mut out = String::from_utf8_lossy(&out).into_owned();
+        // Pictures are padded to their width.
+        let mut out: String = String::from_utf8_lossy(&out).lines().map(|l| l.trim_end().to_owned() + "\n").collect();
         let n = self.mistakes.len();
         if n > SHOWN {
             out += &format!("... and {} more\n", n - SHOWN);

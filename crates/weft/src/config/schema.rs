@@ -34,13 +34,13 @@ the JSON Schema (`weft schema`, committed as [weft.schema.json](weft.schema.json
 
 - Unknown keys are mistakes. `weft check -c FILE` reports every mistake at once, with file, line and column, a caret
   under the spot, and what to write instead; its exit status is 1 when there is one.
-- Durations are written `250ms`, `10s`, `1m30s`, `2h`, `7d`; sizes `64KiB`, `64MiB`; shares `20%`; rates `100/s`,
-  `60/m`, `1000/h`; backoffs `50ms..2s`.
+- Durations are written `250ms`, `10s`, `1m30s`, `2h`, `7d`; shares `20%`; rates `100/s`, `60/m`,
+  `1000/h`; backoffs `50ms..2s`.
 - `${NAME}` in a value is the environment variable NAME, `${NAME:-default}` has a default for when it is unset or
   empty, `$${` is a literal `${`. A variable that is not set and has no default is a mistake.
 - `include:` names further files, seen from the file that includes them. Declarations join; the same name in two files
   is a mistake.
-- Expressions are [CEL](https://cel.dev). Their syntax is checked when the file is read.
+- Expressions are [CEL](https://cel.dev). Their syntax and the names in them are checked when the file is read.
 - Nothing is open by accident: listening on an address other than loopback without TLS needs `insecure: true`.
 
 For completion in an editor with the YAML language server, begin the file with

@@ -32,6 +32,9 @@ impl Cx<'_> {
 
     /// Notes that `node` should have been something else.
     pub fn expected(&mut self, node: &Node, what: &str) {
+        if matches!(&node.data, Data::Scalar(s) if s.failed) {
+            return;
+        }
         let given = match &node.data {
             Data::Scalar(s) if !s.text.is_empty() => format!("'{}'", shorten(&s.text)),
             _ => node.what().to_owned(),
@@ -61,7 +64,7 @@ pub(super) trait Value: Sized {
 /// A scalar's text, or a mistake.
 pub(super) fn scalar<'n>(node: &'n Node, cx: &mut Cx<'_>, what: &str) -> Option<&'n Scalar> {
     match &node.data {
-        Data::Scalar(s) if !(s.plain && s.text.is_empty()) => Some(s),
+        Data::Scalar(s) if !(s.failed || s.plain && s.text.is_empty()) => Some(s),
         _ => {
             cx.expected(node, what);
             None
@@ -112,10 +115,6 @@ macro_rules! values {
     )* };
 }
 
-/// Bytes: `64MiB`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Size(pub u64);
-
 /// A share from 0 to 1, written `20%`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Percent(pub f64);
@@ -165,13 +164,22 @@ fn rate(s: &str) -> Result<PerTime, String> {
     }
 }
 
-fn whole<T: std::str::FromStr>(s: &str) -> Result<T, String> {
-    s.parse().map_err(|_| format!("'{}' is not a whole number in range: write digits alone", shorten(s)))
+fn whole<T: TryFrom<i128>>(s: &str, least: i128, most: i128) -> Result<T, String> {
+    let n: i128 = s.parse().map_err(|_| format!("'{}' is not a whole number: write digits alone", shorten(s)))?;
+    let wrong = |word: &str, bound: i128| {
+        Err(format!("{n} is too {word}: write {bound} or {}", if bound == least { "more" } else { "less" }))
+    };
+    match n {
+        n if n < least => wrong("small", least),
+        n if n > most => wrong("large", most),
+        n => T::try_from(n).map_err(|_| format!("{n} is out of range: write a smaller number")),
+    }
 }
 
 fn socket(s: &str) -> Result<SocketAddr, String> {
-    // `:8080` and `8080` are what people try first.
-    let port = s.strip_prefix(':').unwrap_or(s);
+    // `:8080`, `8080` and `localhost:8080` are what people try first.
+    let port = s.strip_prefix("localhost").unwrap_or(s);
+    let port = port.strip_prefix(':').unwrap_or(port);
     s.parse().map_err(|_| match port.parse::<u16>() {
         Ok(p) => format!("'{s}' is not an address to listen on: write '127.0.0.1:{p}'"),
         Err(_) => format!("'{}' is not an address to listen on: write it like 127.0.0.1:8080", shorten(s)),
@@ -195,15 +203,14 @@ values! {
     Backoff, "backoff", pattern(&format!("(?:{DURATION})(?: *\\.\\. *(?:{DURATION}))?")), backoff;
     Percent, "percentage", pattern(r"[0-9]+(?:\.[0-9]+)? *%"), percent;
     PerTime, "rate", pattern(r"[0-9]+ */ *[smhd]"), rate;
-    Size, "size", json!({"anyOf": [{"type": "integer", "minimum": 0}, pattern("[0-9]+ *(?:B|kB|MB|GB|KiB|MiB|GiB|TiB)?")]}),
-        |s| units::parse_size(s).map(Size);
     Name, "name", pattern("[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), Name::new;
     SocketAddr, "listen address", pattern(r".+:[0-9]+"), socket;
     Address, "address", pattern(r".+:[0-9]+|unix:/.+"), |s| s.parse::<Address>();
-    u64, "number", number(0, u64::MAX), whole;
-    u32, "number", number(0, u32::MAX.into()), whole;
-    NonZeroU32, "number, at least 1", number(1, u32::MAX.into()), whole;
-    i32, "number", json!({"anyOf": [{"type": "integer"}, pattern("-?[0-9]+")]}), whole;
+    u64, "number", number(0, i64::MAX as u64), |s| whole(s, 0, i64::MAX.into());
+    u32, "number", number(0, u32::MAX.into()), |s| whole(s, 0, u32::MAX.into());
+    NonZeroU32, "number, at least 1", number(1, u32::MAX.into()),
+        |s| whole(s, 1, u32::MAX.into()).map(|n: u32| NonZeroU32::new(n).expect("at least 1: checked"));
+    i32, "number", json!({"anyOf": [{"type": "integer"}, pattern("-?[0-9]+")]}), |s| whole(s, i32::MIN.into(), i32::MAX.into());
     bool, "`true` or `false`", json!({"anyOf": [{"type": "boolean"}, pattern("true|false")]}), truth;
     String, "text", json!({"type": ["string", "number", "boolean"]}), |s| Ok::<_, String>(s.to_owned());
 }
@@ -352,7 +359,7 @@ impl<T: Value> Value for Named<T> {
 /// Reads a default that a declaration gives as text.
 pub(super) fn default<T: Value>(text: &str) -> T {
     let span = Span { file: 0, start: 0, end: 0 };
-    let data = Data::Scalar(Scalar { text: text.to_owned(), plain: true, verbatim: None });
+    let data = Data::Scalar(Scalar { text: text.to_owned(), plain: true, verbatim: None, failed: false });
     let mut sources = Sources::default();
     sources.add(std::path::Path::new(""), String::new());
     let mut cx = Cx { sources: &sources, mistakes: Vec::new() };

@@ -65,7 +65,7 @@ pub(in crate::config) enum DedupBy {
     /// CloudEvents source and id.
     CeId,
     /// CEL over `event`.
-    Expression(String),
+    Expression(Cel),
 }
 
 impl Value for DedupBy {
@@ -73,7 +73,7 @@ impl Value for DedupBy {
         match &node.data {
             Data::Scalar(s) if s.text == "explicit" => Some(Self::Explicit),
             Data::Scalar(s) if s.text == "ce-id" => Some(Self::CeId),
-            _ => Cel::read(node, cx).map(|c| Self::Expression(c.0)),
+            _ => Cel::read(node, cx).map(Self::Expression),
         }
     }
     fn schema(_: &mut Declared) -> Json {

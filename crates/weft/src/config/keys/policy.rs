@@ -134,7 +134,7 @@ impl Value for IdempotencyUse {
             }
             _ => return Idempotency::read(node, cx).map(Self),
         };
-        let scalar = Scalar { text: required.to_owned(), plain: true, verbatim: None };
+        let scalar = Scalar { text: required.to_owned(), plain: true, verbatim: None, failed: false };
         let key = Key { text: "required".to_owned(), span: node.owner };
         let value = Node { span: node.span, owner: node.owner, data: Data::Scalar(scalar) };
         let map = Node { span: node.span, owner: node.owner, data: Data::Map(vec![(key, value)]) };

@@ -51,6 +51,8 @@ section! {
         "listen" listen: def(SocketAddr, "127.0.0.1:8081"),
         /// Allows listening on an address other than loopback.
         "insecure" insecure: def(bool, "false"),
+        /// Names that clients call it by, besides localhost and IP addresses; others are refused, against DNS rebinding.
+        "hosts" hosts: opt(Many<String>),
     }
 }
 

@@ -6,11 +6,12 @@ use weft_broker::spec::{
 use weft_core::units::format_duration;
 
 use super::Lower;
+use crate::config::expr::{Cel, complain};
 use crate::config::keys::channel::{self as keys, Durability, From, Mode};
 use crate::config::keys::policy::{Policies, Policy, PolicyUse};
 use crate::config::layer::{self, Layer, Resolver, Use};
 use crate::config::report::Mistake;
-use crate::config::source::At;
+use crate::config::source::{At, Span};
 use crate::config::value::{Switch, default_of};
 
 impl<'r> Lower<'r, '_, '_> {
@@ -26,6 +27,7 @@ impl<'r> Lower<'r, '_, '_> {
     pub(super) fn queues(&mut self) -> Vec<QueueSpec> {
         let mut out = Vec::new();
         for (entry, q) in self.root.queues.iter().flat_map(|q| q.value.good()) {
+            self.dedup_names(q.dedup.as_ref());
             let layers = layer::written(q.policy.as_ref(), self.policies, Use::Channel, self.cx);
             self.check_inline(q.policy.as_ref());
             let mut rows = Resolver::new(self.cx.sources, "queue");
@@ -59,9 +61,11 @@ impl<'r> Lower<'r, '_, '_> {
     pub(super) fn topics(&mut self) -> Vec<TopicSpec> {
         let mut out = Vec::new();
         for (entry, t) in self.root.topics.iter().flat_map(|t| t.value.good()) {
+            self.dedup_names(t.dedup.as_ref());
+            self.event_names(&t.key.value, t.key.span);
             let mut rows = Resolver::new(self.cx.sources, "topic");
             rows.row("partitions", t.partitions.value, t.partitions.span);
-            rows.row("key", &t.key.value.0, t.key.span);
+            rows.row("key", &t.key.value.text, t.key.span);
             match &t.retention {
                 Some(d) => drop(rows.time("retention", d.value, d.span)),
                 None => rows.row("retention", "until acknowledged", None),
@@ -80,7 +84,7 @@ impl<'r> Lower<'r, '_, '_> {
             out.push(TopicSpec {
                 name: entry.name.clone(),
                 partitions: t.partitions.value.get(),
-                key: t.key.span.is_some().then(|| t.key.value.0.clone()),
+                key: t.key.span.is_some().then(|| t.key.value.text.clone()),
                 retention: t.retention.as_ref().map(|d| d.value),
                 dedup,
                 relaxed,
@@ -93,6 +97,9 @@ impl<'r> Lower<'r, '_, '_> {
         let mut out = Vec::new();
         for (entry, s) in self.root.subscriptions.iter().flat_map(|s| s.value.good()) {
             self.topic(&s.topic);
+            if let Some(filter) = &s.filter {
+                self.event_names(&filter.value, filter.span);
+            }
             let on = if s.push.is_some() { Use::Push } else { Use::Channel };
             let own = layer::written(s.policy.as_ref(), self.policies, on, self.cx);
             self.check_inline(s.policy.as_ref());
@@ -105,7 +112,7 @@ impl<'r> Lower<'r, '_, '_> {
             };
             rows.row("mode", word, s.mode.span);
             if let Some(filter) = &s.filter {
-                rows.row("filter", &filter.value.0, filter.span);
+                rows.row("filter", &filter.value.text, filter.span);
             }
             let from = if s.from.value == From::Latest { StartFrom::Latest } else { StartFrom::Earliest };
             rows.row("from", if from == StartFrom::Latest { "latest" } else { "earliest" }, s.from.span);
@@ -125,7 +132,7 @@ impl<'r> Lower<'r, '_, '_> {
                 name: entry.name.clone(),
                 topic: s.topic.value.clone(),
                 mode,
-                filter: s.filter.as_ref().map(|f| f.value.0.clone()),
+                filter: s.filter.as_ref().map(|f| f.value.text.clone()),
                 from,
                 redelivery,
                 dead_letter: dead.map(|d| d.value.clone()),
@@ -153,6 +160,20 @@ impl<'r> Lower<'r, '_, '_> {
             policy: weft_policy::Policy { retry: None, ..policy },
             concurrency: p.concurrency.value.get(),
         })
+    }
+
+    /// Expressions over events know `event` and nothing else.
+    fn event_names(&mut self, e: &Cel, at: Option<Span>) {
+        let Some(at) = at else { return };
+        for message in weft_flow::expr::Expr::compile(&e.text, &["event"]).err().into_iter().flatten() {
+            complain(&message, &e.text, at, e.verbatim, self.cx);
+        }
+    }
+
+    fn dedup_names(&mut self, dedup: Option<&At<keys::Dedup>>) {
+        if let Some(At { value: keys::DedupBy::Expression(e), span }) = dedup.map(|d| &d.value.by) {
+            self.event_names(e, *span);
+        }
     }
 
     fn not_itself(&mut self, dead: Option<&At<weft_core::Name>>, name: &weft_core::Name) {
@@ -205,7 +226,7 @@ fn dedup(written: Option<&At<keys::Dedup>>, rows: &mut Resolver<'_>) -> Dedup {
     let (by, word) = match dedup.by.value {
         keys::DedupBy::Explicit => (DedupBy::Explicit, "explicit".to_owned()),
         keys::DedupBy::CeId => (DedupBy::CeId, "ce-id".to_owned()),
-        keys::DedupBy::Expression(e) => (DedupBy::Expression(e.clone()), e),
+        keys::DedupBy::Expression(e) => (DedupBy::Expression(e.text.clone()), e.text),
     };
     rows.row("dedup.by", word, dedup.by.span);
     rows.time("dedup.window", dedup.window.value, dedup.window.span);

@@ -1,15 +1,14 @@
 //! `gateway:`
 
-use std::collections::HashSet;
-
 use weft_core::Name;
+use weft_edge::route::{Pattern, RouteError, Segment, Table};
 use weft_edge::spec::{GatewaySpec, ListenSpec, Reply, RouteMatch, RouteSpec, Target};
 
 use super::Lower;
-use crate::config::keys::gateway::{self as keys, Match, Route, To};
+use crate::config::keys::gateway::{self as keys, Match, Route};
 use crate::config::layer::{self, Use};
 use crate::config::report::{Mistake, nearest, suggest};
-use crate::config::source::{At, Span};
+use crate::config::source::Span;
 
 const METHODS: [&str; 9] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"];
 
@@ -25,16 +24,62 @@ impl Lower<'_, '_, '_> {
         if let Some(listen) = &gateway.listen {
             spec.listen = listen.value.0.iter().map(|l| self.listener(&l.value, gateway.insecure.value)).collect();
         }
-        let mut seen: Vec<(Span, RouteSpec)> = Vec::new();
+        let mut seen: Vec<(Span, &Route)> = Vec::new();
         for (at, route) in gateway.routes.iter().flat_map(|r| &r.value.0) {
             let Some(route) = route else { continue };
-            if let Some(spec) = self.route(route, *at, &seen) {
-                self.equal(&spec, *at, &seen);
-                seen.push((*at, spec));
+            if let Some(made) = self.route(route, *at, &spec.routes, &seen) {
+                spec.routes.push(made);
+                seen.push((*at, route));
             }
         }
-        spec.routes = seen.into_iter().map(|(_, r)| r).collect();
+        self.table(&spec.routes, &seen);
         spec
+    }
+
+    /// The gateway's own table says what is wrong with paths, hosts and headers, and which routes are equal.
+    fn table(&mut self, specs: &[RouteSpec], written: &[(Span, &Route)]) {
+        for e in Table::compile(specs).err().unwrap_or_default() {
+            let (at, route) = written[e.route()];
+            let (member, given, reason) = match &e {
+                RouteError::Equal { other, name, other_name, .. } => {
+                    let message = format!("route '{name}' takes the same requests as '{other_name}'");
+                    let help = "change the match, or give one of them a 'priority'";
+                    let first = Some(written[*other].0);
+                    self.say(Mistake::new(Some(at), message).help(help).also(first, "the other one"));
+                    continue;
+                }
+                RouteError::Member { member, given, reason, .. } => (*member, given.as_str(), reason.as_str()),
+            };
+            let m = &route.matches.value;
+            let (what, span) = match member {
+                "path" => ("path", m.path.span),
+                "host" => ("host", m.host.as_ref().and_then(|h| h.span)),
+                "to.path" => ("path", route.to.value.path.as_ref().and_then(|p| p.span)),
+                // A method has been reported with a suggestion.
+                "method" => continue,
+                _ => {
+                    let headers = m.headers.iter().flat_map(|h| &h.value.0);
+                    (
+                        "header",
+                        headers.clone().find(|(n, _)| n.value.eq_ignore_ascii_case(given)).and_then(|(n, _)| n.span),
+                    )
+                }
+            };
+            let (reason, instead) = match reason {
+                // The host's reason is all advice.
+                advice if advice.starts_with("must be a name") => ("is not a host", advice),
+                other => other.split_once(": ").unwrap_or((other, "")),
+            };
+            let help = match what {
+                "path" if !given.starts_with(['/', '~']) => format!("write '/{given}'"),
+                "path" if reason.ends_with("does not capture") => captured(&m.path.value, given),
+                "header" => "use letters, digits and '-'".to_owned(),
+                _ if reason.ends_with("twice") => "rename one of the two".to_owned(),
+                _ if instead.is_empty() => "write {name} for a segment, /** for the rest".to_owned(),
+                _ => instead.trim_start_matches("error: ").to_owned(),
+            };
+            self.say(Mistake::new(span.or(Some(at)), format!("{what} '{given}' {reason}")).help(help));
+        }
     }
 
     fn listener(&mut self, l: &keys::Listen, insecure: bool) -> ListenSpec {
@@ -48,10 +93,10 @@ impl Lower<'_, '_, '_> {
         ListenSpec { address: l.address.value, tls }
     }
 
-    fn route(&mut self, r: &Route, at: Span, before: &[(Span, RouteSpec)]) -> Option<RouteSpec> {
+    fn route(&mut self, r: &Route, at: Span, made: &[RouteSpec], seen: &[(Span, &Route)]) -> Option<RouteSpec> {
         let matches = self.matches(&r.matches.value);
-        let name = self.route_name(r, &matches, before);
-        let (to, on) = self.target(r, &matches)?;
+        let name = self.route_name(r, &matches, made, seen);
+        let (to, on) = self.target(r)?;
         let service = match &to {
             Target::Service { service, .. } => Some(service.clone()),
             _ => None,
@@ -77,8 +122,8 @@ impl Lower<'_, '_, '_> {
         Some(RouteSpec { name, matches, priority: r.priority.value, to, policy })
     }
 
-    fn route_name(&mut self, r: &Route, matches: &RouteMatch, before: &[(Span, RouteSpec)]) -> Name {
-        let taken = |name: &str| before.iter().find(|(_, b)| b.name.as_str() == name).map(|(at, _)| *at);
+    fn route_name(&mut self, r: &Route, matches: &RouteMatch, made: &[RouteSpec], seen: &[(Span, &Route)]) -> Name {
+        let taken = |name: &str| made.iter().position(|b| b.name.as_str() == name).map(|i| seen[i].0);
         if let Some(name) = &r.name {
             if let Some(first) = taken(&name.value) {
                 self.say(
@@ -120,45 +165,23 @@ impl Lower<'_, '_, '_> {
             }
             methods.push(method.value.clone());
         }
-        if let Some(host) = &m.host {
-            let name = host.value.strip_prefix("*.").unwrap_or(&host.value);
-            let label =
-                |l: &str| !l.is_empty() && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-            if !name.split('.').all(label) {
-                let help = "write it like api.example.com or *.example.com, without scheme, port or path";
-                self.say(Mistake::new(host.span, format!("'{}' is not a host", host.value)).help(help));
-            }
-        }
-        self.pattern(&m.path);
-        let mut headers = Vec::new();
-        for (name, value) in m.headers.iter().flat_map(|h| &h.value.0) {
-            if http::HeaderName::from_bytes(name.value.as_bytes()).is_err() {
-                let mistake = Mistake::new(name.span, format!("'{}' is not the name of a header", name.value));
-                self.say(mistake.help("use letters, digits and '-'"));
-            }
-            headers.push((name.value.to_ascii_lowercase(), value.clone()));
-        }
+        let headers = m.headers.iter().flat_map(|h| &h.value.0);
+        let headers = headers.map(|(n, v)| (n.value.to_ascii_lowercase(), v.clone())).collect();
         let query = m.query.iter().flat_map(|q| &q.value.0).map(|(n, v)| (n.value.clone(), v.clone())).collect();
         let host = m.host.as_ref().map(|h| h.value.to_ascii_lowercase());
         RouteMatch { host, path: m.path.value.clone(), methods, headers, query }
     }
 
-    /// Checks a path pattern.
-    fn pattern(&mut self, path: &At<String>) {
-        let mistake = match captures(&path.value) {
-            Ok(_) => return,
-            Err((message, help)) => Mistake::new(path.span, message).help(help),
-        };
-        self.say(mistake);
-    }
-
-    fn target(&mut self, r: &Route, matches: &RouteMatch) -> Option<(Target, Use)> {
+    fn target(&mut self, r: &Route) -> Option<(Target, Use)> {
         let to = &r.to.value;
         let given: Vec<_> = [("service", &to.service), ("saga", &to.saga), ("queue", &to.queue), ("topic", &to.topic)]
             .into_iter()
             .filter_map(|(kind, name)| name.as_ref().map(|n| (kind, n)))
             .collect();
         let [(kind, name)] = given[..] else {
+            if to.broken {
+                return None;
+            }
             let message = match given.len() {
                 0 => "a route needs a target".to_owned(),
                 _ => format!(
@@ -184,7 +207,6 @@ impl Lower<'_, '_, '_> {
         Some(match kind {
             "service" => {
                 self.service(name);
-                self.rewrite(to, matches);
                 let path = to.path.as_ref().map(|p| p.value.clone());
                 (Target::Service { service: name.value.clone(), path }, Use::Route)
             }
@@ -209,110 +231,25 @@ impl Lower<'_, '_, '_> {
             }
         })
     }
-
-    /// Checks that what a target path fills in is captured by the match.
-    fn rewrite(&mut self, to: &To, matches: &RouteMatch) {
-        let Some(path) = &to.path else { return };
-        if !path.value.starts_with('/') {
-            let help = format!("write '/{}'", path.value);
-            self.say(Mistake::new(path.span, "a path starts with '/'").help(help));
-        }
-        let Ok(known) = captures(&matches.path) else { return };
-        let mut rest = path.value.as_str();
-        while let Some(open) = rest.find('{') {
-            let Some(len) = rest[open..].find('}') else {
-                self.say(Mistake::new(path.span, "'{' without '}'").help("write {name} or {**}"));
-                return;
-            };
-            let name = &rest[open + 1..open + len];
-            if !known.iter().any(|k| k == name) {
-                let help = match (name, known.is_empty()) {
-                    ("**", _) => "end the match's path with '/**'".to_owned(),
-                    (_, true) => "the match's path captures nothing".to_owned(),
-                    _ => suggest(name, "capture", known.iter().map(String::as_str)),
-                };
-                self.say(Mistake::new(path.span, format!("the match captures no '{{{name}}}'")).help(help));
-            }
-            rest = &rest[open + len + 1..];
-        }
-    }
-
-    /// Two routes that take the same requests and are equally specific: which one is meant?
-    fn equal(&mut self, spec: &RouteSpec, at: Span, before: &[(Span, RouteSpec)]) {
-        let key = |r: &RouteSpec| {
-            let m = &r.matches;
-            let set = |v: &[String]| v.iter().cloned().collect::<std::collections::BTreeSet<_>>();
-            let pairs = |v: &[(String, Option<String>)]| v.iter().cloned().collect::<std::collections::BTreeSet<_>>();
-            (m.host.clone(), shape(&m.path), set(&m.methods), pairs(&m.headers), pairs(&m.query), r.priority)
-        };
-        let own = key(spec);
-        if let Some((first, other)) = before.iter().find(|(_, b)| key(b) == own) {
-            let message = format!("route '{}' takes the same requests as '{}'", spec.name, other.name);
-            self.say(
-                Mistake::new(Some(at), message)
-                    .help("change the match, or give one of them a 'priority'")
-                    .also(Some(*first), "the other one"),
-            );
-        }
-    }
 }
 
-/// A pattern with its captures' names removed.
-fn shape(path: &str) -> String {
-    if path.starts_with('~') {
-        return path.to_owned();
-    }
-    let segment = |s: &str| if s.starts_with('{') { "{}".to_owned() } else { s.to_owned() };
-    path.split('/').map(segment).collect::<Vec<_>>().join("/")
-}
-
-/// The names a pattern captures (`**` for the rest), or what is wrong with it and what to write.
-fn captures(path: &str) -> Result<Vec<String>, (String, String)> {
-    let err = |wrong: String, instead: &str| Err((wrong, instead.to_owned()));
-    if let Some(regex) = path.strip_prefix('~') {
-        return match regex::Regex::new(regex) {
-            Ok(r) => Ok(r.capture_names().flatten().map(str::to_owned).collect()),
-            Err(e) => {
-                let text = e.to_string();
-                let why = text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                err(format!("'{regex}' is not a regular expression"), &why)
-            }
-        };
-    }
-    let Some(rest) = path.strip_prefix('/') else {
-        return err(format!("path '{path}' starts with neither '/' nor '~'"), &format!("write '/{path}'"));
+/// What a target path can use of what the match captures.
+fn captured(pattern: &str, given: &str) -> String {
+    let Ok(Pattern::Segments { segments, rest }) = Pattern::parse(pattern) else {
+        return "a regular expression captures nothing for a path".to_owned();
     };
-    let mut names = Vec::new();
-    let mut seen = HashSet::new();
-    let segments: Vec<&str> = rest.split('/').collect();
-    for (i, s) in segments.iter().enumerate() {
-        if *s == "**" {
-            if i + 1 < segments.len() {
-                return err(
-                    "'/**' stands for the rest, so nothing can follow it".to_owned(),
-                    "end the path with '/**'",
-                );
-            }
-            names.push("**".to_owned());
-        } else if let Some(name) = s.strip_prefix('{').and_then(|s| s.strip_suffix('}')) {
-            let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
-            if name.is_empty() || !name.bytes().all(word) {
-                return err(format!("'{s}' is not a capture"), "write {name}, with letters, digits, '_' and '-'");
-            }
-            if !seen.insert(name) {
-                return err(format!("'{s}' is captured twice"), "rename one of the two");
-            }
-            names.push(name.to_owned());
-        } else if s.contains(['{', '}', '*']) {
-            return err(
-                format!("'{s}' mixes a literal with a pattern"),
-                "a capture '{name}' takes a whole segment, '/**' the rest; '~regex' takes anything",
-            );
-        } else if s.contains(['?', '#', ' ']) {
-            return err(format!("'{s}' cannot stand in a path"), "put query parameters under 'query'");
-        }
+    let name = |s: &Segment| match s {
+        Segment::Param(p) => Some(p.clone()),
+        Segment::Literal(_) => None,
+    };
+    let mut known: Vec<String> = segments.iter().filter_map(name).collect();
+    known.extend(rest.then(|| "**".to_owned()));
+    let word = given.split(['{', '}']).skip(1).step_by(2).find(|w| !known.iter().any(|k| k == w));
+    match word {
+        _ if known.is_empty() => "the match's path captures nothing: capture with {name} or /**".to_owned(),
+        Some(word) => suggest(word, "capture", known.iter().map(String::as_str)),
+        None => "write {name} for what the match captures".to_owned(),
     }
-    Ok(names)
 }
 
 fn target_text(to: &Target) -> String {

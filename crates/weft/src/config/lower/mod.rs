@@ -12,9 +12,10 @@ use weft_edge::spec::Snapshot;
 
 use super::Settings;
 use super::keys::policy::Policy;
-use super::keys::root::{Configuration, LogFormat};
+use super::keys::root::{BrokerKind, Configuration, LogFormat, StoreKind};
 use super::keys::service::Service;
 use super::layer::{self, Explained, Layer, Use};
+use super::node::Node;
 use super::report::{Mistake, suggest};
 use super::source::{At, Place, Span};
 use super::value::{Cx, Named};
@@ -37,6 +38,7 @@ pub struct Explanation {
 /// What lowering works on.
 pub(super) struct Lower<'r, 'c, 's> {
     root: &'r Configuration,
+    node: &'r Node,
     services: &'r Named<Service>,
     policies: &'r Named<Policy>,
     cx: &'c mut Cx<'s>,
@@ -47,9 +49,10 @@ static NO_SERVICES: Named<Service> = Named(Vec::new());
 static NO_POLICIES: Named<Policy> = Named(Vec::new());
 
 /// Lowers the whole configuration. What it answers is of use only when `cx` holds no mistakes.
-pub(super) fn lower(root: &Configuration, cx: &mut Cx<'_>) -> (Snapshot, Settings, Vec<Explanation>) {
+pub(super) fn lower(root: &Configuration, node: &Node, cx: &mut Cx<'_>) -> (Snapshot, Settings, Vec<Explanation>) {
     let mut l = Lower {
         root,
+        node,
         services: root.services.as_ref().map_or(&NO_SERVICES, |s| &s.value),
         policies: root.policies.as_ref().map_or(&NO_POLICIES, |p| &p.value),
         cx,
@@ -58,14 +61,16 @@ pub(super) fn lower(root: &Configuration, cx: &mut Cx<'_>) -> (Snapshot, Setting
     for (_, policy) in l.policies.good() {
         layer::check(policy, l.cx);
     }
+    let services = l.services();
+    let sagas = l.sagas(&services);
     let snapshot = Snapshot {
         generation: 1,
-        services: l.services(),
+        services,
         gateway: l.gateway(),
         queues: l.queues(),
         topics: l.topics(),
         subscriptions: l.subscriptions(),
-        sagas: l.sagas(),
+        sagas,
     };
     let settings = l.settings();
     (snapshot, settings, l.explained)
@@ -131,14 +136,21 @@ impl<'r> Lower<'r, '_, '_> {
 
     fn settings(&mut self) -> Settings {
         let mut settings = Settings::default();
+        // Read by `files::gather`, before there is a configuration.
+        let _ = &self.root.include;
         if let Some(api) = &self.root.api {
             settings.api.listen = api.value.listen.value;
             settings.api.written = api.value.listen.span.is_some();
+            let hosts = api.value.hosts.iter().flat_map(|h| &h.value.0);
+            settings.api.hosts = hosts.map(|h| h.value.clone()).collect();
             let at = api.value.listen.span;
             self.open(settings.api.listen, api.value.insecure.value, false, at, "api");
         }
         settings.gateway_written = self.root.gateway.as_ref().is_some_and(|g| g.value.listen.is_some());
+        // The one kind there is; a second makes these lines fail to compile.
+        let BrokerKind::Embedded = self.root.broker.value;
         if let Some(store) = &self.root.store {
+            let StoreKind::Embedded = store.value.kind.value;
             settings.store.dir = store.value.dir.as_ref().map(|d| d.value.clone());
         }
         if let Some(logs) = &self.root.logs {

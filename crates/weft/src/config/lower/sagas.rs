@@ -1,14 +1,17 @@
 //! `sagas:`
 
 use weft_core::{Name, limits};
+use weft_flow::definition::{self, Catalog, CatalogService};
 use weft_flow::spec::{Action, Call, Channel, Idempotent, SagaSpec, Step, StepKind};
+use weft_mesh::spec::{Protocol, ServiceSpec};
 
 use super::Lower;
 use super::services::{spoken_by, word};
-use crate::config::expr::Template;
+use crate::config::expr::{Template, complain};
 use crate::config::keys::policy::Policies;
 use crate::config::keys::saga::{self as keys, CallText, NamedStep, Promise};
 use crate::config::layer::{self, Use};
+use crate::config::node::{Data, Node};
 use crate::config::report::Mistake;
 use crate::config::source::{At, Span};
 use crate::config::value::Switch;
@@ -24,15 +27,17 @@ struct Written<'a> {
     policy: &'a Option<At<Policies>>,
     idempotent: &'a At<Promise>,
     at: Span,
+    broken: bool,
 }
 
 impl Lower<'_, '_, '_> {
-    pub(super) fn sagas(&mut self) -> Vec<SagaSpec> {
+    pub(super) fn sagas(&mut self, services: &[ServiceSpec]) -> Vec<SagaSpec> {
+        let catalog = self.catalog(services);
         let mut out = Vec::new();
         for (entry, s) in self.root.sagas.iter().flat_map(|s| s.value.good()) {
             let mut names: Vec<(Name, Span)> = Vec::new();
             let steps = self.steps(&entry.name, &s.steps.value.0, &mut names);
-            if s.steps.value.0.is_empty() {
+            if s.steps.value.0.is_empty() && !s.broken {
                 self.say(
                     Mistake::new(s.steps.span, "a saga has at least one step").help("write '- name: { call: ... }'"),
                 );
@@ -45,14 +50,53 @@ impl Lower<'_, '_, '_> {
                 Some(Switch::On(d)) => Some(*d),
                 Some(Switch::Off) | None => None,
             };
-            out.push(SagaSpec {
-                name: entry.name.clone(),
-                deadline,
-                steps,
-                result: s.result.as_ref().map(|r| r.value.0.clone()),
-            });
+            let result = s.result.as_ref().map(|r| r.value.0.clone());
+            let spec = SagaSpec { name: entry.name.clone(), deadline, steps, result };
+            self.compile(&spec, &catalog);
+            out.push(spec);
         }
         out
+    }
+
+    /// The services that calls are checked against, their .proto files compiled.
+    fn catalog(&mut self, services: &[ServiceSpec]) -> Catalog {
+        let (mut catalog, mistakes) = Catalog::load(services);
+        for (name, why) in mistakes {
+            let at = self.services.get(&name).map(|e| {
+                let proto = e.value.as_ref().and_then(|s| s.proto.as_ref()).and_then(|p| p.span);
+                proto.unwrap_or(e.at)
+            });
+            self.say(Mistake::new(at, format!("the .proto files of '{name}' do not compile")).help(why));
+        }
+        // A service that could not be read exists all the same, whatever it speaks.
+        let known = catalog.services.get_or_insert_default();
+        for name in self.services.0.iter().filter(|e| e.value.is_none()).map(|e| &e.name) {
+            known.insert(name.clone(), CatalogService { protocol: Protocol::H2, descriptors: None });
+        }
+        catalog
+    }
+
+    /// Names in expressions, fields of gRPC messages and the rest that only the compiler of sagas knows.
+    fn compile(&mut self, spec: &SagaSpec, catalog: &Catalog) {
+        let Err(mistakes) = definition::compile(spec, catalog) else { return };
+        let Some(saga) = self.node.get("sagas").and_then(|s| s.get(&spec.name)) else { return };
+        for m in mistakes {
+            // These two are checked above, at a better place.
+            if matches!(m.field.as_str(), "name" | "steps") {
+                continue;
+            }
+            let from = match &m.step {
+                Some(step) => saga.get("steps").and_then(|s| step_node(s, step)).unwrap_or(saga),
+                None => saga,
+            };
+            let node = from.at_path(&m.field);
+            // A complaint about a member's name is about its key, not its value.
+            let own = m.field.rsplit('.').next().is_some_and(|last| m.message.contains(&format!("'{last}'")));
+            match &node.data {
+                Data::Scalar(s) if !own => complain(&m.message, &s.text, node.span, s.verbatim, self.cx),
+                _ => complain(&m.message, "", node.owner, None, self.cx),
+            }
+        }
     }
 
     fn steps(&mut self, saga: &Name, steps: &[NamedStep], names: &mut Vec<(Name, Span)>) -> Vec<Step> {
@@ -67,10 +111,10 @@ impl Lower<'_, '_, '_> {
                 self.say(mistake.help("expressions use that name already: write another"));
             }
             names.push((name.clone(), *at));
-            let Some(step) = step else { continue };
-            if let Some(kind) = self.kind(saga, name, *at, step, names) {
-                out.push(Step { name: name.clone(), when: step.when.as_ref().map(|w| w.value.0.clone()), kind });
-            }
+            let kind = step.as_ref().and_then(|step| self.kind(saga, name, *at, step, names));
+            let when = step.as_ref().and_then(|s| s.when.as_ref()).map(|w| w.value.text.clone());
+            // A step that could not be read keeps its name: later expressions may use its result.
+            out.push(Step { name: name.clone(), when, kind: kind.unwrap_or_else(|| unread(name)) });
         }
         out
     }
@@ -104,6 +148,7 @@ impl Lower<'_, '_, '_> {
             policy: &step.policy,
             idempotent: &step.idempotent,
             at,
+            broken: step.broken,
         };
         let compensate = step.compensate.as_ref().map(|c| Written {
             call: &c.value.call,
@@ -112,6 +157,7 @@ impl Lower<'_, '_, '_> {
             policy: &c.value.policy,
             idempotent: &c.value.idempotent,
             at: c.value.at,
+            broken: c.value.broken,
         });
         let action = self.action(format!("{saga}/{name}"), written);
         let compensate = compensate.map(|c| self.action(format!("{saga}/{name}/compensate"), c));
@@ -155,6 +201,7 @@ impl Lower<'_, '_, '_> {
                 self.say(mistake.help("make two steps of it"));
                 None
             }
+            (None, None) if w.broken => None,
             (None, None) => {
                 self.say(Mistake::new(Some(w.at), "this does nothing").help("add 'call:' or 'publish:'"));
                 None
@@ -196,6 +243,7 @@ impl Lower<'_, '_, '_> {
                 self.say(mistake.help("keep one of the two"));
                 return None;
             }
+            (None, None) if p.broken => return None,
             (None, None) => {
                 self.say(Mistake::new(Some(p.at), "publish to what?").help("add 'topic:' or 'queue:'"));
                 return None;
@@ -204,10 +252,28 @@ impl Lower<'_, '_, '_> {
         Some(Call::Publish {
             channel,
             ty: p.ty.value.clone(),
-            subject: p.subject.as_ref().map(|s| s.value.0.clone()),
+            subject: p.subject.as_ref().map(|s| s.value.text.clone()),
             with: p.data.as_ref().map(|d| d.value.0.clone()),
         })
     }
+}
+
+/// What stands in for a step that could not be read; the configuration is refused in any case.
+fn unread(name: &Name) -> StepKind {
+    let call =
+        Call::Publish { channel: Channel::Topic(name.clone()), ty: "unread".to_owned(), subject: None, with: None };
+    let action = Action { call, policy: weft_policy::Policy::default(), idempotent: Idempotent::Key };
+    StepKind::Action { action, compensate: None }
+}
+
+/// The node of a step, also inside parallel ones.
+fn step_node<'n>(steps: &'n Node, name: &str) -> Option<&'n Node> {
+    let Data::List(items) = &steps.data else { return None };
+    items.iter().find_map(|item| {
+        let Data::Map(entries) = &item.data else { return None };
+        let (key, step) = entries.first()?;
+        if key.text == name { Some(step) } else { step.get("parallel").and_then(|p| step_node(p, name)) }
+    })
 }
 
 fn call_text(call: &Call) -> String {

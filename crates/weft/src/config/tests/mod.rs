@@ -1,5 +1,10 @@
 //! What the loader takes, what it refuses and what it says then.
 
+mod files;
+mod layers;
+mod mistakes;
+mod random;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
