@@ -130,7 +130,7 @@ impl Value for CallText {
             let Some((service, method)) = text.split_once('/') else {
                 return bad(cx, format!("'{}' is not a call", shorten(text)), SHAPE.to_owned());
             };
-            let dotted = |m: &str| m.split(['/', '.']).all(|p| is_word(p)) && m.matches('/').count() <= 1;
+            let dotted = |m: &str| m.split(['/', '.']).all(is_word) && m.matches('/').count() <= 1;
             return match Name::new(service) {
                 Ok(service) if dotted(method) => Some(Self::Grpc { service, method: method.to_owned() }),
                 _ => bad(cx, format!("'{}' is not a call", shorten(text)), SHAPE.to_owned()),

@@ -449,7 +449,7 @@ sagas:
     let report = load(&dir.path().join("weft.yaml")).unwrap_err();
     let said: Vec<_> = report.lines().into_iter().map(|m| (m.at.unwrap(), m.message, m.help.unwrap())).collect();
     let places: Vec<_> = said.iter().map(|(p, ..)| (p.line, p.column)).collect();
-    assert_eq!(places, [(2, 33), (7, 26), (8, 20), (9, 52)], "{said:?}");
+    assert_eq!(places, [(2, 33), (7, 26), (8, 20), (9, 54)], "{said:?}");
     assert!(said[0].1.contains("'bad' do not compile") && said[0].2.contains("strin"), "{said:?}");
     assert!(said[1].2.contains("did you mean 'Reserve'?"), "{said:?}");
     assert!(said[2].1.contains("stream"), "{said:?}");
