@@ -17,6 +17,7 @@ use weft_core::{Context, Name, limits, task};
 use weft_policy::attempt::Attempt;
 use weft_store::{Batch, Store};
 use weft_telemetry::Telemetry;
+use weft_telemetry::metrics::{Collector, Samples};
 
 use crate::answer::Reply;
 use crate::catalog::{Catalog, Declared, Task, Watchers};
@@ -24,7 +25,7 @@ use crate::dns::Dns;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::health;
-use crate::observe::Meter;
+use crate::observe::{Meter, policy_samples};
 use crate::outbound::Outbound;
 use crate::registry::{Registered, Registration};
 use crate::spec::{Address, HealthCheck, Protocol, ServiceSpec};
@@ -47,6 +48,8 @@ struct Inner {
     runtime: Handle,
     dns: Dns,
     expiry: Notify,
+    /// Tells what the services' policies counted, at each scrape.
+    _collector: Collector,
 }
 
 impl std::fmt::Debug for Inner {
@@ -111,7 +114,8 @@ impl Mesh {
 
     /// With a resolver of its own.
     pub fn with_dns(store: Arc<dyn Store>, telemetry: Telemetry, dns: Dns) -> Self {
-        let inner = Arc::new(Inner {
+        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
+            _collector: telemetry.metrics().collect(service_policies(inner.clone())),
             services: ArcSwap::default(),
             catalog: Mutex::new(Catalog::new(telemetry.clone())),
             changes: watch::Sender::new(0),
@@ -349,6 +353,15 @@ fn view(catalog: &Catalog, name: &str) -> Option<ServiceView> {
         index: live.index,
         instances: instances.collect(),
     })
+}
+
+fn service_policies(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
+    move |out| {
+        let services = mesh.upgrade().map(|inner| inner.services.load_full());
+        for service in services.iter().flat_map(|all| all.values()) {
+            policy_samples(out, &format!("service {}", service.name), &service.policy);
+        }
+    }
 }
 
 /// Removes registrations whose lease ran out, for as long as the mesh exists.
