@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
@@ -9,19 +10,31 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
-use weft_core::limits::{BATCH_BYTES, COMMIT_RESUBMITS, STREAM_NAME_BYTES};
+use weft_core::limits::{BATCH_BYTES, COMMIT_RESUBMITS, SEGMENT_BYTES, STREAM_NAME_BYTES};
 use weft_core::{Clock, SystemClock};
 
+use crate::applier::{self, Applier};
 use crate::disk::{DirLock, Disk, FileDisk};
 use crate::entry::{Encoded, body_bytes};
+use crate::group::BLOCK;
 use crate::journal::{self, Writer, receipt};
+use crate::keeper::{self, Keeper, Nudge};
+use crate::kv::{Kv, Stored};
 use crate::pending::{KeyReads, changed_keys};
 use crate::queue::{Answer, Queue, Submission, Work};
-use crate::recover::io;
-use crate::views::Views;
+use crate::reader::{self, Kept, Outcome, Readers};
+use crate::recover::{Report, io};
+use crate::segments::{Pool, too_large};
+use crate::views::{Source, Views};
 use crate::{
-    Batch, Cursor, Error, Expect, Op, Position, Receipt, Record, Result, Seq, Store, StreamInfo, StreamName, Value,
+    Batch, Cursor, Damaged, Error, Expect, Op, Position, Receipt, Record, Result, Seq, Store, StreamInfo, StreamName,
+    Value,
 };
+
+/// Threads that wait for the disk on behalf of readers.
+const READER_THREADS: usize = 2;
+/// Bytes of key changes the key-value view may lag behind before batches that only add are refused.
+const OVERLAY_BYTES: usize = 64 << 20;
 
 /// How to open an embedded store.
 #[derive(Clone)]
@@ -32,12 +45,34 @@ pub struct Config {
     pub disk: Option<Arc<dyn Disk>>,
     /// Stamps the batches.
     pub clock: Arc<dyn Clock>,
+    /// Sizes and marks.
+    pub tuning: Tuning,
+}
+
+/// Sizes and marks of an embedded store. The defaults suit a server; tests use small ones.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Bytes of a journal segment.
+    pub segment_bytes: u64,
+    /// Full segments kept before the oldest are settled.
+    pub keep_segments: usize,
+    /// Free bytes below which batches that only add are refused.
+    pub low_water: u64,
+    /// Whether settling, checkpoints and the key-value view have threads of their own. Without, the writer does
+    /// their work between groups, in an order that depends on nothing but the batches.
+    pub background: bool,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self { segment_bytes: SEGMENT_BYTES, keep_segments: 8, low_water: 4 * SEGMENT_BYTES, background: true }
+    }
 }
 
 impl Config {
     /// The defaults, in a directory.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), disk: None, clock: Arc::new(SystemClock) }
+        Self { dir: dir.into(), disk: None, clock: Arc::new(SystemClock), tuning: Tuning::default() }
     }
 }
 
@@ -49,8 +84,15 @@ pub struct Embedded {
 
 struct Door {
     shared: Arc<Shared>,
-    writer: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Option<Threads>>,
     lock: Mutex<Option<DirLock>>,
+    report: Report,
+}
+
+struct Threads {
+    writer: JoinHandle<()>,
+    applier: Option<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 /// What the handles and the threads share.
@@ -59,6 +101,25 @@ pub(crate) struct Shared {
     pub(crate) views: RwLock<Views>,
     pub(crate) published: watch::Sender<Position>,
     pub(crate) health: HealthCell,
+    pub(crate) kv: Arc<Kv>,
+    pub(crate) applier: Applier,
+    pub(crate) pool: Pool,
+    pub(crate) kept: Kept,
+    pub(crate) nudge: Nudge,
+    /// Held during a step of the keeper and while the store is opened again.
+    pub(crate) keeper_turn: Mutex<()>,
+    pub(crate) tuning: Tuning,
+    /// Bytes free on the disk when last looked.
+    pub(crate) free: AtomicU64,
+    /// Bytes written in the current segment.
+    pub(crate) tail_used: AtomicU64,
+    pub(crate) epoch: AtomicU64,
+    pub(crate) next_file: AtomicU64,
+    /// The newest checkpoint's number.
+    pub(crate) checkpoint: AtomicU64,
+    /// The key-value view or settling lags so far behind that batches that only add are refused.
+    crowded: AtomicBool,
+    readers: Readers,
 }
 
 /// Whether commits are taken.
@@ -119,31 +180,87 @@ impl Shared {
         let unavailable = health.unwrap_or(Error::Unavailable { reason: "the store is being opened again".into() });
         for work in self.queue.drain(closed) {
             match work {
+                // Whoever dropped the future does not want the answer.
                 Work::Commit(_, reply) => drop(reply.send(Err(unavailable.clone()))),
-                Work::Close(reply) => drop(reply.send(Err(unavailable.clone()))),
+                Work::Edit(_, reply) | Work::Sync(reply) | Work::Close(reply) => {
+                    drop(reply.send(Err(unavailable.clone())));
+                }
             }
         }
     }
 
     /// Reads the keys a batch's preconditions name.
-    fn read_keys(&self, expect: &[Expect]) -> KeyReads {
+    fn read_keys(&self, expect: &[Expect]) -> Result<KeyReads> {
         if !expect.iter().any(|e| matches!(e, Expect::Key { .. })) {
-            return KeyReads::default();
+            return Ok(KeyReads::default());
         }
-        let views = self.views.read();
-        let of = |e: &Expect| match e {
-            Expect::Stream(..) => None,
-            Expect::Key { space, key, .. } => Some(match views.kv.get(space, key) {
-                None => Some(0),
-                Some(Ok(v)) => Some(v.version),
-                Some(Err(_)) => None,
-            }),
-        };
-        KeyReads { at: views.position, versions: expect.iter().filter_map(of).collect() }
+        // The position comes first: what is read may be newer, and then the writer knows that, too.
+        let mut reads = KeyReads { at: self.views.read().position, versions: Vec::new() };
+        for e in expect {
+            if let Expect::Key { space, key, .. } = e {
+                reads.versions.push(match self.get(space, key)? {
+                    None => Some(0),
+                    Some(Ok(v)) => Some(v.version),
+                    Some(Err(Damaged)) => None,
+                });
+            }
+        }
+        Ok(reads)
+    }
+
+    /// Notes whether the views lag too far behind the journal; called wherever that may change.
+    pub(crate) fn note_crowding(&self, views: &Views) {
+        let segments = views.segments.len() > 4 * self.tuning.keep_segments.max(4);
+        self.crowded.store(segments || views.overlay.bytes > OVERLAY_BYTES, Ordering::Relaxed);
+    }
+
+    /// A key as published. What the overlay does not have, the view has.
+    fn get(&self, space: &str, key: &[u8]) -> Result<Option<Stored>> {
+        let newest = self.views.read().overlay.get(space, key);
+        match newest {
+            Some((version, Ok(Some(bytes)))) => Ok(Some(Ok(Value { version, bytes }))),
+            Some((_, Ok(None))) => Ok(None),
+            Some((_, Err(Damaged))) => Ok(Some(Err(Damaged))),
+            None => self.kv.get(space, key),
+        }
+    }
+
+    /// Reads records, from memory when they are there; starts again when a segment was recycled meanwhile.
+    fn read_pieces(&self, stream: &str, mut from: Seq, max: usize, max_bytes: usize) -> Result<Vec<Record>> {
+        let mut out: Vec<Record> = Vec::new();
+        loop {
+            let left = max - out.len();
+            let bytes = max_bytes.saturating_sub(out.iter().map(|r| r.payload.as_ref().map_or(0, Bytes::len)).sum());
+            if left == 0 || (bytes == 0 && !out.is_empty()) {
+                return Ok(out);
+            }
+            let pieces = self.views.read().plan(stream, from, left);
+            match reader::read(&self.kept, stream, &pieces, bytes)? {
+                Outcome::Records(records) => {
+                    out.extend(records);
+                    return Ok(out);
+                }
+                Outcome::Missing(segment, piece, records) => {
+                    out.extend(records);
+                    from = piece.first;
+                    let current = self.views.read().segments.get(&segment.id).is_some_and(|s| Arc::ptr_eq(s, &segment));
+                    if current {
+                        out.extend(reader::damaged(&piece));
+                        from = piece.last + 1;
+                    }
+                }
+            }
+        }
     }
 
     fn submit(&self, s: Submission) -> Result<oneshot::Receiver<Result<Answer>>> {
         self.health.check()?;
+        if s.bytes() > self.tuning.segment_bytes as usize - 2 * BLOCK {
+            return Err(too_large(s.bytes(), self.tuning.segment_bytes));
+        }
+        if s.adds && self.crowded.load(Ordering::Relaxed) {
+            return Err(Error::Overloaded);
+        }
         let (reply, answer) = oneshot::channel();
         self.queue.push(Work::Commit(s, reply))?;
         Ok(answer)
@@ -158,18 +275,37 @@ impl Embedded {
             Some(disk) => disk,
             None => Arc::new(FileDisk::open(&config.dir.join("journal")).map_err(io("opening the journal"))?),
         };
+        let kv = Arc::new(Kv::open(&config.dir.join("kv"))?);
         let shared = Arc::new(Shared {
             queue: Queue::default(),
             views: RwLock::default(),
             published: watch::Sender::new(0),
             health: HealthCell(RwLock::new(Health::Open)),
+            kv,
+            applier: Applier::default(),
+            pool: Pool::new(config.tuning.segment_bytes),
+            kept: Kept::default(),
+            nudge: Nudge::default(),
+            keeper_turn: Mutex::default(),
+            free: AtomicU64::new(u64::MAX),
+            tail_used: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
+            next_file: AtomicU64::new(1),
+            checkpoint: AtomicU64::new(0),
+            readers: Readers::start(if config.tuning.background { READER_THREADS } else { 0 })
+                .map_err(io("starting the readers"))?,
+            crowded: AtomicBool::new(false),
+            tuning: config.tuning,
         });
-        let writer = Writer::open(shared.clone(), disk, config.clock)?;
-        let thread = std::thread::Builder::new()
-            .name("weft-journal".into())
-            .spawn(move || journal::run(writer))
-            .map_err(io("starting the writer"))?;
-        Ok(Self { door: Arc::new(Door { shared, writer: Mutex::new(Some(thread)), lock: Mutex::new(Some(lock)) }) })
+        let (writer, report) = Writer::open(shared.clone(), disk.clone(), config.clock)?;
+        let threads = Threads::start(&shared, disk, writer).map_err(io("starting the store's threads"))?;
+        let (threads, lock) = (Mutex::new(Some(threads)), Mutex::new(Some(lock)));
+        Ok(Self { door: Arc::new(Door { shared, threads, lock, report }) })
+    }
+
+    /// What the opening found and did.
+    pub fn report(&self) -> &Report {
+        &self.door.report
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -177,12 +313,35 @@ impl Embedded {
     }
 }
 
+impl Threads {
+    fn start(shared: &Arc<Shared>, disk: Arc<dyn Disk>, writer: Writer) -> std::io::Result<Self> {
+        let thread = |name: &str| std::thread::Builder::new().name(name.into());
+        let (mut applier, mut keeper) = (None, None);
+        if shared.tuning.background {
+            let s = shared.clone();
+            applier = Some(thread("weft-kv").spawn(move || applier::run(&s))?);
+            let k = Keeper::new(shared.clone(), disk);
+            keeper = Some(thread("weft-keeper").spawn(move || keeper::run(k))?);
+        }
+        let writer = thread("weft-journal").spawn(move || journal::run(writer))?;
+        Ok(Self { writer, applier, keeper })
+    }
+
+    /// Waits for the threads to end; the keeper first, because it asks the writer. One that panicked has said so.
+    fn end(self, shared: &Shared) {
+        shared.nudge.end();
+        let _ = self.keeper.map(JoinHandle::join);
+        shared.queue.end();
+        let _ = self.writer.join();
+        shared.applier.end();
+        let _ = self.applier.map(JoinHandle::join);
+    }
+}
+
 impl Drop for Door {
     fn drop(&mut self) {
-        self.shared.queue.end();
-        if let Some(thread) = self.writer.lock().take() {
-            // A writer that panicked has said so; the lock is released all the same.
-            let _ = thread.join();
+        if let Some(threads) = self.threads.lock().take() {
+            threads.end(&self.shared);
         }
     }
 }
@@ -222,11 +381,16 @@ impl Store for Embedded {
             return std::future::ready(Err(e)).boxed();
         }
         let shared = self.shared().clone();
+        // Reads memory and at most a few cached blocks, here and not later, so that calls keep their order.
+        let reads = match shared.read_keys(&batch.expect) {
+            Ok(reads) => reads,
+            Err(e) => return std::future::ready(Err(e)).boxed(),
+        };
         let submission = Submission {
             batch: Encoded::new(&batch),
             keys: changed_keys(&batch),
             adds: adds(&batch),
-            reads: shared.read_keys(&batch.expect),
+            reads,
             durability: batch.durability,
             expect: batch.expect,
         };
@@ -244,7 +408,7 @@ impl Store for Embedded {
                     Answer::Stale(_) if resubmits == COMMIT_RESUBMITS => return Err(Error::Overloaded),
                     Answer::Stale(mut s) => {
                         resubmits += 1;
-                        s.reads = shared.read_keys(&s.expect);
+                        s.reads = shared.read_keys(&s.expect)?;
                         answer = shared.submit(*s)?;
                     }
                 }
@@ -254,9 +418,19 @@ impl Store for Embedded {
     }
 
     fn read(&self, stream: &str, from: Seq, max: usize, max_bytes: usize) -> BoxFuture<'static, Result<Vec<Record>>> {
-        let views = self.shared().views.read();
-        let plan = views.streams.plan(stream, from, max);
-        std::future::ready(Ok(views.read(stream, &plan, max_bytes))).boxed()
+        let shared = self.shared().clone();
+        let pieces = shared.views.read().plan(stream, from, max);
+        if pieces.iter().all(|(_, s)| matches!(s, Source::Memory(..) | Source::Damaged)) {
+            let out = match reader::read(&shared.kept, stream, &pieces, max_bytes) {
+                Ok(Outcome::Records(records)) => Ok(records),
+                Ok(Outcome::Missing(..)) => unreachable!("nothing was read from disk"),
+                Err(e) => Err(e),
+            };
+            return std::future::ready(out).boxed();
+        }
+        drop(pieces);
+        let stream = stream.to_owned();
+        on_reader(self.shared(), move |shared| shared.read_pieces(&stream, from, max, max_bytes))
     }
 
     fn stream(&self, stream: &str) -> Option<StreamInfo> {
@@ -272,8 +446,13 @@ impl Store for Embedded {
     }
 
     fn get(&self, space: &str, key: &[u8]) -> BoxFuture<'static, Result<Option<Value>>> {
-        let found = self.shared().views.read().kv.get(space, key).transpose();
-        std::future::ready(found.map_err(|_| damaged(space, key))).boxed()
+        let found = match self.shared().get(space, key) {
+            Ok(Some(Err(Damaged))) => Err(damaged(space, key)),
+            Ok(Some(Ok(value))) => Ok(Some(value)),
+            Ok(None) => Ok(None),
+            Err(e) => Err(e),
+        };
+        std::future::ready(found).boxed()
     }
 
     fn scan(
@@ -283,12 +462,19 @@ impl Store for Embedded {
         after: Option<&[u8]>,
         max: usize,
     ) -> BoxFuture<'static, Result<Vec<(Bytes, Value)>>> {
-        let found = self.shared().views.read().kv.scan(space, prefix, after, max);
-        let whole = found.into_iter().map(|(k, v)| match v {
-            Ok(v) => Ok((k, v)),
-            Err(_) => Err(damaged(space, &k)),
-        });
-        std::future::ready(whole.collect()).boxed()
+        let (snapshot, over) = {
+            let views = self.shared().views.read();
+            (self.shared().kv.snapshot(views.overlay.applied), views.overlay.range(space, prefix, after))
+        };
+        let (space, prefix, after) = (space.to_owned(), prefix.to_vec(), after.map(<[u8]>::to_vec));
+        on_reader(self.shared(), move |_| {
+            let found = snapshot.scan(&space, &prefix, after.as_deref(), max, over)?;
+            let whole = |(k, v): (Bytes, Stored)| match v {
+                Ok(v) => Ok((k, v)),
+                Err(Damaged) => Err(damaged(&space, &k)),
+            };
+            found.into_iter().map(whole).collect()
+        })
     }
 
     fn watch(&self) -> watch::Receiver<Position> {
@@ -300,21 +486,42 @@ impl Store for Embedded {
     }
 
     fn close(&self) -> BoxFuture<'static, Result<()>> {
+        if let Err(e) = self.health() {
+            return std::future::ready(Err(e)).boxed();
+        }
         let (reply, closed) = oneshot::channel();
-        let pushed = self.health().and_then(|()| self.shared().queue.push(Work::Close(reply)));
+        // The keeper's last step must not meet the writer's last checkpoint.
+        self.shared().nudge.end();
+        let keeper = self.door.threads.lock().as_mut().and_then(|t| t.keeper.take());
+        let _ = keeper.map(JoinHandle::join);
+        let pushed = self.shared().queue.push(Work::Close(reply));
         let door = self.door.clone();
         async move {
             pushed?;
             let gone = |_| Error::Unavailable { reason: "the store is closed".into() };
             let outcome = closed.await.map_err(gone)?;
-            if let Some(thread) = door.writer.lock().take() {
-                let _ = thread.join();
+            let threads = door.threads.lock().take();
+            if let Some(threads) = threads {
+                threads.end(&door.shared);
             }
             door.lock.lock().take();
             outcome
         }
         .boxed()
     }
+}
+
+/// Runs a read on one of the readers' threads.
+fn on_reader<T: Send + 'static>(
+    shared: &Arc<Shared>,
+    read: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+) -> BoxFuture<'static, Result<T>> {
+    let (reply, answer) = oneshot::channel();
+    let on = shared.clone();
+    // Whoever dropped the future does not want the answer.
+    shared.readers.run(move || drop(reply.send(read(&on))));
+    let gone = |_| Error::Io { action: "reading", reason: "the reader's thread ended".into() };
+    async move { answer.await.map_err(gone)? }.boxed()
 }
 
 fn damaged(space: &str, key: &[u8]) -> Error {

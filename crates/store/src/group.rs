@@ -304,9 +304,15 @@ impl Group {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Batch;
+
+    /// A group of batches as if it had been read back.
+    pub(crate) fn group(sequence: u64, base: Position, batches: &[Encoded]) -> Group {
+        let (bytes, h) = Group::build(GroupHeader { sequence, base, ..header() }, batches, 1);
+        Group::trusted(h, Bytes::from(bytes))
+    }
 
     fn header() -> GroupHeader {
         GroupHeader {

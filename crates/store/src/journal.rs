@@ -5,21 +5,24 @@
 //! opened again through recovery; a second failure in a row closes it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rand::Rng;
-use weft_core::limits::{GROUP_BYTES, SEGMENT_BYTES};
+use weft_core::limits::GROUP_BYTES;
 use weft_core::{Clock, Timestamp};
 
-use crate::disk::{Disk, DiskFile};
+use crate::applier;
+use crate::checkpoint::Location;
+use crate::disk::Disk;
 use crate::embedded::{Health, Shared};
 use crate::entry::Encoded;
-use crate::group::{BLOCK, CLEAN_CLOSE, Group, GroupHeader, SegmentHeader};
+use crate::group::{BLOCK, CLEAN_CLOSE, Group, GroupHeader};
+use crate::keeper::{Ask, Keeper, remove_stale};
 use crate::pending::{Pending, Verdict};
 use crate::queue::{Answer, Reply, Submission, Work};
-use crate::recover::{self, Step, io, segment_name};
-use crate::views::Views;
+use crate::recover::{self, Report, io, open_files_of};
+use crate::segments::Segment;
 use crate::{Durability, Error, Position, Receipt, Result};
 
 /// Positions skipped at an opening that was not preceded by an orderly close, so that none that was published
@@ -28,27 +31,26 @@ const POSITION_GAP: u64 = 1 << 20;
 /// How long a relaxed batch waits for a strict one to share its sync.
 const RELAXED_SYNC: Duration = Duration::from_millis(20);
 
-/// The segment being written.
-struct Tail {
-    file: Arc<dyn DiskFile>,
-    id: u32,
-    header: SegmentHeader,
-    offset: u64,
-}
-
 /// The writer's state while the store is open.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     disk: Arc<dyn Disk>,
     clock: Arc<dyn Clock>,
     pending: Pending,
-    tail: Tail,
+    tail: Arc<Segment>,
+    offset: u64,
     epoch: u64,
     sequence: u64,
     durable: u64,
     chain: u64,
     next: Position,
     time: Timestamp,
+    /// Published groups with key changes that are not durable yet.
+    unsynced: Vec<Arc<Group>>,
+    /// The keeper, where it works between groups instead of on a thread of its own.
+    keeper: Option<Keeper>,
+    /// Whether the segment changed since the keeper last looked.
+    rolled: bool,
 }
 
 /// An accepted batch waiting for its group.
@@ -60,109 +62,143 @@ struct Accepted {
 
 impl Writer {
     /// Recovers the journal, publishes what it holds, and opens a fresh segment behind it.
-    pub(crate) fn open(shared: Arc<Shared>, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<Self> {
-        let (found, blank) = recover::segments(&*disk)?;
-        let mut candidates = Vec::new();
-        for segment in &found {
-            candidates.extend(recover::scan(&*disk, segment)?);
-        }
-        let steps = recover::order(candidates, 0, 0, 1);
-        let clean = recover::ends_clean(&steps);
-        let durable = steps
-            .iter()
-            .filter_map(|s| if let Step::Group(c) = s { Some(c.header.durable) } else { None })
-            .max()
-            .unwrap_or(0);
-        let mut views = Views::default();
-        let mut last: Option<GroupHeader> = None;
-        let mut tail_groups = Vec::new();
-        for step in &steps {
-            let c = match step {
-                Step::Group(c) => c,
-                Step::Lost { sequence, from, to } => {
-                    tracing::error!(sequence, from, to, "the journal is damaged: positions are lost");
-                    continue;
-                }
-            };
-            let group = recover::load(&*disk, c)?;
-            let unproven = c.header.sequence > durable;
-            let whole = group.as_ref().is_some_and(|g| g.damaged.is_empty());
-            if unproven && !whole && !clean {
-                tracing::warn!(sequence = c.header.sequence, bytes = c.header.disk_len(), "a torn tail was cut");
-                break;
-            }
-            last = Some(c.header);
-            let Some(group) = group else {
-                let (from, to) = (c.header.base, c.header.end());
-                tracing::error!(from, to, "a group's directory is damaged: positions are lost");
-                continue;
-            };
-            if !group.damaged.is_empty() {
-                tracing::error!(base = c.header.base, batches = ?group.damaged, "damaged batches were set aside");
-            }
-            if unproven {
-                tail_groups.push(group.clone());
-            }
-            views.apply(group);
-        }
-        let generation = found.last().map_or(0, |f| f.header.generation) + 1;
-        let epoch = found.iter().map(|f| f.header.epoch).max().unwrap_or(0) + 1;
-        let id = found.iter().map(|f| f.id).chain(blank).max().unwrap_or(0) + 1;
-        let tail = Tail::create(&*disk, id, generation, epoch)?;
-        let gap = if clean || last.is_none() { 0 } else { POSITION_GAP };
+    pub(crate) fn open(shared: Arc<Shared>, disk: Arc<dyn Disk>, clock: Arc<dyn Clock>) -> Result<(Self, Report)> {
+        shared.applier.reset();
+        shared.kept.clear();
+        let mut r = recover::recover(&*disk, &shared.kv)?;
+        shared.pool.reset(&*disk, &r.free, r.next_segment)?;
+        shared.next_file.store(r.next_file, Ordering::Relaxed);
+        shared.checkpoint.store(r.checkpoint, Ordering::Relaxed);
+        let epoch = r.epoch + 1;
+        shared.epoch.store(epoch, Ordering::Relaxed);
+        let (id, file) = shared.pool.take(&*disk)?;
+        let tail = Arc::new(Segment::begin(id, file, r.generation + 1, epoch)?);
+        r.views.segments.insert(id, tail.clone());
+        let fresh = r.sequence == 0;
         let mut writer = Self {
-            pending: Pending::new(views.streams.lasts(), views.position),
+            pending: Pending::default(),
             tail,
+            offset: BLOCK as u64,
             epoch,
-            sequence: last.map_or(0, |h| h.sequence),
-            durable,
-            chain: last.map_or(0, |h| h.chain()),
-            next: last.map_or(1, |h| h.end() + gap),
-            time: last.map_or(Timestamp(0), |h| h.time),
+            sequence: r.sequence,
+            durable: r.durable,
+            chain: r.chain,
+            next: if r.report.clean || fresh { r.next } else { r.next + POSITION_GAP },
+            time: r.time,
+            unsynced: Vec::new(),
+            keeper: (!shared.tuning.background).then(|| Keeper::new(shared.clone(), disk.clone())),
+            rolled: false,
             shared,
             disk,
             clock,
         };
-        for group in &tail_groups {
-            writer.copy(group)?;
+        for group in &r.unproven {
+            let segment = writer.tail.clone();
+            let at = writer.copy(group)?;
+            if !Arc::ptr_eq(&segment, &writer.tail) {
+                r.views.segments.insert(writer.tail.id, writer.tail.clone());
+            }
+            open_files_of(&*writer.disk, group, &mut r.views, &mut r.report)?;
+            r.views.apply_streams(group, at);
         }
         writer.tail.file.sync().map_err(io("syncing the journal"))?;
         writer.disk.sync_dir().map_err(io("syncing the directory"))?;
         writer.durable = writer.sequence;
-        let position = views.position;
-        *writer.shared.views.write() = views;
+        for group in &r.unproven {
+            writer.shared.kv.apply(group)?;
+        }
+        let named = r.views.named_files();
+        r.views.files.retain(|id, _| named.contains(id));
+        r.views.overlay.applied = r.views.position;
+        // Only now that the fresh segment is durable is anything older let go of.
+        remove_stale(&*writer.disk, r.checkpoint, &named)?;
+        writer.pending = Pending::new(r.views.streams.lasts(), r.views.position);
+        let position = r.views.position;
+        *writer.shared.views.write() = r.views;
         writer.shared.published.send_replace(position);
-        Ok(writer)
+        writer.shared.tail_used.store(0, Ordering::Relaxed);
+        if let Some(keeper) = &writer.keeper {
+            keeper.look()?;
+        }
+        Ok((writer, r.report))
     }
 
     /// Serves until the last handle is gone or the store is closed (`Ok`), or a write or sync fails.
     pub(crate) fn serve(&mut self) -> Result<()> {
         let mut work = Vec::new();
+        let most = GROUP_BYTES.min(self.shared.tuning.segment_bytes as usize / 4);
         loop {
             let patience = (self.durable < self.sequence).then_some(RELAXED_SYNC);
-            if self.shared.queue.take(GROUP_BYTES, patience, &mut work).is_none() {
+            if self.shared.queue.take(most, patience, &mut work).is_none() {
                 return self.sync();
             }
             if work.is_empty() {
                 self.sync()?;
                 continue;
             }
-            let mut close = None;
             let mut commits = Vec::with_capacity(work.len());
+            let mut others = Vec::new();
             for w in work.drain(..) {
                 match w {
                     Work::Commit(s, reply) => commits.push((s, reply)),
-                    Work::Close(reply) => close = Some(reply),
+                    other => others.push(other),
                 }
             }
-            self.group(commits)?;
+            if !commits.is_empty() {
+                self.group(commits)?;
+            }
+            for other in others {
+                match other {
+                    Work::Commit(..) => {}
+                    Work::Edit(edit, reply) => self.answer(reply, |w| w.edit(edit))?,
+                    Work::Sync(reply) => self.answer(reply, Self::sync)?,
+                    Work::Close(reply) => {
+                        let closed = self.close();
+                        let _ = reply.send(closed.clone());
+                        return closed;
+                    }
+                }
+            }
             self.shared.health.recovered();
-            if let Some(reply) = close {
-                let closed = self.close();
-                let _ = reply.send(closed.clone());
-                return closed;
+            self.keep()?;
+        }
+    }
+
+    /// Does a keeper's errand and tells it the outcome.
+    fn answer(
+        &mut self,
+        reply: tokio::sync::oneshot::Sender<Result<()>>,
+        errand: impl FnOnce(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let outcome = errand(self);
+        // A keeper that went away needs no answer.
+        let _ = reply.send(outcome.clone());
+        outcome
+    }
+
+    /// Lets the keeper do its work, when it has no thread of its own.
+    fn keep(&mut self) -> Result<()> {
+        let Some(mut keeper) = self.keeper.take() else { return Ok(()) };
+        let mut failed = None;
+        let looked = keeper.look();
+        if self.rolled && looked.is_ok() {
+            self.rolled = false;
+            let kept = keeper.step(&mut |ask| {
+                let outcome = match ask {
+                    Ask::Edit(edit) => self.edit(edit),
+                    Ask::Sync => self.sync(),
+                };
+                failed = outcome.clone().err();
+                outcome
+            });
+            if let Err(e) = kept {
+                tracing::warn!(error = %e, "keeping the journal short failed; it is tried again");
+                self.rolled = true;
             }
         }
+        self.keeper = Some(keeper);
+        // Only what the writer itself failed at poisons the store.
+        failed.map_or(Ok(()), Err)
     }
 
     /// Checks, writes, syncs, publishes and answers one group.
@@ -172,11 +208,18 @@ impl Writer {
         // Refusals depend on what is pending, so they wait for this group as well.
         let mut refused = Vec::new();
         let mut strict = false;
+        let full = self.refuses_more();
         for (mut s, reply) in commits {
+            if s.adds
+                && let Some(e) = &full
+            {
+                refused.push((reply, Err(e.clone())));
+                continue;
+            }
+            strict |= s.durability == Durability::Strict;
             match self.pending.check(&s.expect, &s.reads) {
                 Verdict::Holds => {}
                 Verdict::Fails(e) => {
-                    strict |= s.durability == Durability::Strict;
                     refused.push((reply, Err(e)));
                     continue;
                 }
@@ -185,7 +228,6 @@ impl Writer {
                     continue;
                 }
             }
-            strict |= s.durability == Durability::Strict;
             let position = self.next + batches.len() as u64;
             let mut firsts = Vec::with_capacity(s.batch.runs.len());
             for run in 0..s.batch.runs.len() {
@@ -197,21 +239,16 @@ impl Writer {
             accepted.push(Accepted { reply, position, firsts });
             batches.push(s.batch);
         }
-        let outcome = self.write_group(&batches, strict);
-        if let Err(e) = outcome {
+        if let Err(e) = self.write_group(&batches, strict) {
             let unknown = Error::Unknown { reason: e.to_string() };
-            for (reply, error) in accepted
-                .into_iter()
-                .map(|a| a.reply)
-                .chain(refused.into_iter().map(|(r, _)| r))
-                .zip(std::iter::repeat(unknown))
-            {
-                let _ = reply.send(Err(error));
+            for reply in accepted.into_iter().map(|a| a.reply).chain(refused.into_iter().map(|(r, _)| r)) {
+                let _ = reply.send(Err(unknown.clone()));
             }
             return Err(e);
         }
         let time = self.time;
         for (a, batch) in accepted.into_iter().zip(batches) {
+            // Whoever dropped the future does not want the answer; the batch stands.
             let _ = a.reply.send(Ok(Answer::Done { position: a.position, time, firsts: a.firsts, batch }));
         }
         for (reply, answer) in refused {
@@ -220,21 +257,64 @@ impl Writer {
         Ok(())
     }
 
+    /// Why batches that only add are refused now.
+    fn refuses_more(&self) -> Option<Error> {
+        let free = self.shared.free.load(Ordering::Relaxed);
+        (free < self.shared.tuning.low_water).then_some(Error::DiskFull { free })
+    }
+
     fn write_group(&mut self, batches: &[Encoded], strict: bool) -> Result<()> {
         let group = if batches.is_empty() { None } else { Some(self.append(batches, 0)?) };
         if strict {
             self.sync()?;
         }
-        if let Some(group) = group {
-            let position = group.header.end() - 1;
-            self.shared.views.write().apply(group);
-            self.shared.published.send_replace(position);
+        if let Some((group, at)) = group {
+            self.publish(group, at)?;
         }
         Ok(())
     }
 
+    /// Shows a group to everyone, and gives its key changes to the view once they are durable.
+    fn publish(&mut self, group: Arc<Group>, at: Location) -> Result<()> {
+        let changes_keys = crate::overlay::writes(&group).next().is_some();
+        let position = {
+            let mut views = self.shared.views.write();
+            if !views.segments.contains_key(&self.tail.id) {
+                views.segments.insert(self.tail.id, self.tail.clone());
+            }
+            views.apply(group.clone(), at);
+            self.shared.note_crowding(&views);
+            views.position
+        };
+        self.shared.published.send_replace(position);
+        if changes_keys {
+            self.unsynced.push(group);
+        }
+        if self.durable == self.sequence {
+            self.hand_over()?;
+        }
+        Ok(())
+    }
+
+    /// Gives durable key changes to the view.
+    fn hand_over(&mut self) -> Result<()> {
+        for group in std::mem::take(&mut self.unsynced) {
+            if self.shared.tuning.background {
+                self.shared.applier.push(group);
+            } else {
+                applier::apply(&self.shared, &group)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits a manifest edit.
+    fn edit(&mut self, edit: Encoded) -> Result<()> {
+        self.write_group(&[edit], true)
+    }
+
     /// Writes a group behind the others, without a sync.
-    fn append(&mut self, batches: &[Encoded], flags: u16) -> Result<Arc<Group>> {
+    fn append(&mut self, batches: &[Encoded], flags: u16) -> Result<(Arc<Group>, Location)> {
         self.time = self.time.max(self.clock.now());
         let header = GroupHeader {
             flags,
@@ -251,33 +331,44 @@ impl Writer {
             prev: self.chain,
         };
         let (mut bytes, mut header) = Group::build(header, batches, self.tail.header.nonce);
-        if self.tail.offset + bytes.len() as u64 > SEGMENT_BYTES {
+        if self.offset + bytes.len() as u64 > self.shared.tuning.segment_bytes {
             self.roll()?;
             header.generation = self.tail.header.generation;
             header.durable = self.durable;
             header.encode(self.tail.header.nonce, &mut bytes);
         }
-        self.tail.file.write_at(self.tail.offset, &bytes).map_err(io("writing the journal"))?;
-        self.tail.offset += bytes.len() as u64;
+        let at = Location { sequence: header.sequence, segment: self.tail.id, offset: self.offset };
+        self.tail.file.write_at(self.offset, &bytes).map_err(io("writing the journal"))?;
+        self.offset += bytes.len() as u64;
+        self.shared.tail_used.store(self.offset, Ordering::Relaxed);
         self.sequence = header.sequence;
         self.chain = header.chain();
         self.next = header.end();
-        Ok(Arc::new(Group::trusted(header, Bytes::from(bytes))))
+        Ok((Arc::new(Group::trusted(header, Bytes::from(bytes))), at))
     }
 
     /// Writes a recovered group once more.
-    fn copy(&mut self, group: &Group) -> Result<()> {
+    fn copy(&mut self, group: &Group) -> Result<Location> {
+        if self.offset + group.header.disk_len() as u64 > self.shared.tuning.segment_bytes {
+            self.tail.file.sync().map_err(io("syncing the journal"))?;
+            self.next_segment()?;
+        }
         let h = &self.tail.header;
         let (bytes, _) = group.rebuild(h.generation, self.epoch, self.durable, h.nonce);
-        self.tail.file.write_at(self.tail.offset, &bytes).map_err(io("writing the journal"))?;
-        self.tail.offset += bytes.len() as u64;
-        Ok(())
+        let at = Location { sequence: group.header.sequence, segment: self.tail.id, offset: self.offset };
+        self.tail.file.write_at(self.offset, &bytes).map_err(io("writing the journal"))?;
+        self.offset += bytes.len() as u64;
+        Ok(at)
     }
 
     fn sync(&mut self) -> Result<()> {
         if self.durable < self.sequence {
             self.tail.file.sync().map_err(io("syncing the journal"))?;
             self.durable = self.sequence;
+            // What this sync made durable of earlier relaxed groups; a group being written is not published yet.
+            if self.shared.views.read().last.is_some_and(|h| h.sequence == self.sequence) {
+                self.hand_over()?;
+            }
         }
         Ok(())
     }
@@ -285,22 +376,32 @@ impl Writer {
     /// Goes on in the next segment; the full one is synced first, so that one sync a group stays enough.
     fn roll(&mut self) -> Result<()> {
         self.sync()?;
-        self.tail = Tail::create(&*self.disk, self.tail.id + 1, self.tail.header.generation + 1, self.epoch)?;
-        self.disk.sync_dir().map_err(io("syncing the directory"))
+        self.next_segment()?;
+        self.rolled = true;
+        self.shared.nudge.nudge();
+        Ok(())
     }
 
+    fn next_segment(&mut self) -> Result<()> {
+        let (id, file) = self.shared.pool.take(&*self.disk)?;
+        self.tail = Arc::new(Segment::begin(id, file, self.tail.header.generation + 1, self.epoch)?);
+        self.offset = BLOCK as u64;
+        Ok(())
+    }
+
+    /// Checkpoints and says in the journal that nothing was torn.
     fn close(&mut self) -> Result<()> {
-        self.append(&[], CLEAN_CLOSE)?;
-        self.sync()
-    }
-}
-
-impl Tail {
-    fn create(disk: &dyn Disk, id: u32, generation: u64, epoch: u64) -> Result<Self> {
-        let file = disk.create(&segment_name(id)).map_err(io("making a segment"))?;
-        let header = SegmentHeader { generation, epoch, nonce: rand::rng().next_u64(), key_id: 0 };
-        file.write_at(0, &header.encode()).map_err(io("writing the journal"))?;
-        Ok(Self { file, id, header, offset: BLOCK as u64 })
+        self.sync()?;
+        let mut keeper = self.keeper.take().unwrap_or_else(|| Keeper::new(self.shared.clone(), self.disk.clone()));
+        if let Err(e) = keeper.checkpoint(&mut |ask| match ask {
+            Ask::Edit(edit) => self.edit(edit),
+            Ask::Sync => self.sync(),
+        }) {
+            tracing::warn!(error = %e, "the last checkpoint failed; opening replays more");
+        }
+        let (group, at) = self.append(&[], CLEAN_CLOSE)?;
+        self.sync()?;
+        self.publish(group, at)
     }
 }
 
@@ -314,17 +415,26 @@ pub(crate) fn run(mut writer: Writer) {
         };
         let reason = e.to_string();
         tracing::error!(reason, "the journal failed");
-        if shared.health.failed(&reason) {
-            return shared.refuse_queued();
-        }
+        let closed = shared.health.failed(&reason);
         shared.refuse_queued();
+        if closed {
+            return;
+        }
+        // The keeper may be waiting for an answer of ours while it has the turn.
+        let turn = loop {
+            match shared.keeper_turn.try_lock_for(Duration::from_millis(5)) {
+                Some(turn) => break turn,
+                None => shared.refuse_queued(),
+            }
+        };
         match Writer::open(shared.clone(), disk.clone(), clock.clone()) {
-            Ok(again) => writer = again,
+            Ok((again, _)) => writer = again,
             Err(e) => {
                 shared.health.set(Health::Closed(format!("opening again failed: {e}")));
                 return shared.refuse_queued();
             }
         }
+        drop(turn);
         shared.health.set(Health::Reopened);
     }
 }

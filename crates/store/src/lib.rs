@@ -5,7 +5,9 @@
 //! Invariants: a [`Batch`] is atomic; an answer comes after the batch, and everything it depended on, is
 //! durable; readers see the published state only; positions never change and never go back.
 
+mod applier;
 mod batch;
+mod checkpoint;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod cursor;
@@ -14,16 +16,22 @@ mod embedded;
 mod entry;
 mod group;
 mod journal;
+mod keeper;
 mod kv;
+mod overlay;
 mod pending;
 mod queue;
+mod reader;
 mod recover;
+mod segments;
+mod settled;
 mod streams;
 mod views;
 mod wire;
 
 pub use batch::{Batch, Durability, Expect, Op, Version};
-pub use embedded::{Config, Embedded};
+pub use embedded::{Config, Embedded, Tuning};
+pub use recover::Report;
 
 use std::sync::Arc;
 

@@ -43,7 +43,11 @@ pub(crate) type Reply = oneshot::Sender<Result<Answer>>;
 /// Something for the writer to do.
 pub(crate) enum Work {
     Commit(Submission, Reply),
-    /// Sync, say so in the journal, and end.
+    /// Commit a manifest edit of the keeper's.
+    Edit(Encoded, oneshot::Sender<Result<()>>),
+    /// Make everything published durable.
+    Sync(oneshot::Sender<Result<()>>),
+    /// Checkpoint, say in the journal that nothing was torn, and end.
     Close(oneshot::Sender<Result<()>>),
 }
 

@@ -8,10 +8,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use hashbrown::HashSet;
+use weft_core::Timestamp;
 
+use crate::checkpoint::{self, Head, Location};
 use crate::disk::Disk;
-use crate::group::{BLOCK, CLEAN_CLOSE, Group, GroupHeader, HEADER, SegmentHeader};
+use crate::entry::Decoded;
+use crate::group::{BLOCK, CLEAN_CLOSE, Group, GroupHeader, SegmentHeader};
+use crate::kv::Kv;
+use crate::reader;
+use crate::segments::Segment;
+use crate::settled::{self, Settled};
+use crate::streams::Streams;
+use crate::views::Views;
 use crate::{Error, Position, Result};
 
 /// A segment file that holds a life's header.
@@ -132,16 +141,181 @@ pub(crate) fn order(candidates: Vec<Candidate>, sequence: u64, chain: u64, next:
     }
 }
 
-/// Reads and checks one group; `None` when its directory is lost.
-pub(crate) fn load(disk: &dyn Disk, c: &Candidate) -> Result<Option<Arc<Group>>> {
-    let file = disk.open(&segment_name(c.segment)).map_err(io("opening a segment"))?;
-    let mut bytes = vec![0; c.header.dir_len as usize + c.header.body_len as usize];
-    file.read_at(c.offset + HEADER as u64, &mut bytes).map_err(io("reading a group"))?;
-    Ok(Group::check(c.header, &Bytes::from(bytes)).map(Arc::new))
+/// What an opening found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Groups replayed behind the checkpoint.
+    pub replayed: u64,
+    /// Whether the journal ended with an orderly close.
+    pub clean: bool,
+    /// Bytes of a torn tail that were cut; nothing of it had been answered.
+    pub cut: u64,
+    /// Positions lost with their group's directory, first and one past the last.
+    pub lost: Vec<(Position, Position)>,
+    /// Positions of batches that failed their checksum and were set aside.
+    pub damaged: Vec<Position>,
+    /// Settled files that do not open; their records read as damaged.
+    pub files: Vec<u64>,
+}
+
+/// The published state as recovered, and where to go on.
+pub(crate) struct Recovered {
+    pub(crate) views: Views,
+    pub(crate) report: Report,
+    /// Whole groups behind the last provably durable one, to be written again before anything is served.
+    pub(crate) unproven: Vec<Arc<Group>>,
+    pub(crate) sequence: u64,
+    pub(crate) durable: u64,
+    pub(crate) chain: u64,
+    pub(crate) next: Position,
+    pub(crate) time: Timestamp,
+    pub(crate) generation: u64,
+    pub(crate) epoch: u64,
+    /// Segment files nothing needs.
+    pub(crate) free: Vec<u32>,
+    pub(crate) next_segment: u32,
+    pub(crate) next_file: u64,
+    pub(crate) checkpoint: u64,
+}
+
+/// Reads the newest checkpoint and replays the journal behind it up to the last provably durable group, into the
+/// views and the key-value view.
+pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
+    let names = disk.list().map_err(io("listing the journal"))?;
+    let (number, head, streams) = newest_checkpoint(disk, &names)?;
+    let (found, blank) = segments(disk)?;
+    let mut views = Views::default();
+    views.streams = streams;
+    let mut report = Report::default();
+    for f in &found {
+        let listed = head.segments.iter().any(|s| s.id == f.id && s.generation == f.header.generation);
+        if listed || f.header.generation >= head.generation {
+            let file = disk.open(&segment_name(f.id)).map_err(io("opening a segment"))?;
+            views.segments.insert(f.id, Arc::new(Segment { id: f.id, header: f.header, file }));
+        }
+    }
+    views.locations.extend(&head.locations);
+    views.position = head.next.saturating_sub(1);
+    for id in views.named_files() {
+        open_file(disk, id, &mut views, &mut report)?;
+    }
+    let mut candidates = Vec::new();
+    for f in found.iter().filter(|f| f.header.generation >= head.generation) {
+        candidates.extend(scan(disk, f)?);
+    }
+    let written: u64 =
+        candidates.iter().filter(|c| c.header.sequence > head.sequence).map(|c| c.header.disk_len() as u64).sum();
+    let steps = order(candidates, head.sequence, head.chain, head.next);
+    report.clean = ends_clean(&steps);
+    let proven = |s: &Step| if let Step::Group(c) = s { c.header.durable } else { 0 };
+    let durable = steps.iter().map(proven).max().unwrap_or(0).max(head.sequence);
+    let mut r = Recovered {
+        views,
+        report,
+        unproven: Vec::new(),
+        sequence: head.sequence,
+        durable,
+        chain: head.chain,
+        next: head.next.max(1),
+        time: head.time,
+        generation: found.iter().map(|f| f.header.generation).max().unwrap_or(0).max(head.generation),
+        epoch: found.iter().map(|f| f.header.epoch).max().unwrap_or(0).max(head.epoch),
+        free: Vec::new(),
+        next_segment: found.iter().map(|f| f.id).chain(blank.iter().copied()).max().unwrap_or(0) + 1,
+        next_file: names.iter().filter_map(|n| settled::id_of(n)).max().map_or(1, |n| n + 1).max(head.next_file),
+        checkpoint: number,
+    };
+    let mut read = 0;
+    for step in &steps {
+        let c = match step {
+            Step::Group(c) => c,
+            Step::Lost { sequence, from, to } => {
+                tracing::error!(sequence, from, to, "the journal is damaged: positions are lost");
+                r.report.lost.push((*from, *to));
+                continue;
+            }
+        };
+        let segment = r.views.segments.get(&c.segment).expect("scanned segments are listed").clone();
+        let at = Location { sequence: c.header.sequence, segment: c.segment, offset: c.offset };
+        let group = reader::load(&segment, at)?;
+        let unproven = c.header.sequence > durable;
+        if unproven && !group.as_ref().is_some_and(|g| g.damaged.is_empty()) {
+            // After an orderly close nothing is torn, so this is damage.
+            if !r.report.clean {
+                break;
+            }
+        }
+        read += c.header.disk_len() as u64;
+        r.report.replayed += 1;
+        (r.sequence, r.chain, r.next, r.time) = (c.header.sequence, c.header.chain(), c.header.end(), c.header.time);
+        let Some(group) = group else {
+            let (from, to) = (c.header.base, c.header.end());
+            tracing::error!(from, to, "a group's directory is damaged: positions are lost");
+            r.report.lost.push((from, to));
+            continue;
+        };
+        for batch in &group.damaged {
+            let position = c.header.base + u64::from(*batch);
+            tracing::error!(position, "a damaged batch was set aside");
+            r.report.damaged.push(position);
+        }
+        if unproven {
+            r.unproven.push(group);
+            continue;
+        }
+        open_files_of(disk, &group, &mut r.views, &mut r.report)?;
+        r.views.apply_streams(&group, at);
+        kv.apply(&group)?;
+    }
+    if !r.report.clean {
+        r.report.cut = written.saturating_sub(read);
+    }
+    if r.report.cut > 0 {
+        tracing::warn!(bytes = r.report.cut, "a torn tail was cut; nothing of it had been answered");
+    }
+    let listed: HashSet<u32> = r.views.segments.keys().copied().collect();
+    r.free = found.iter().map(|f| f.id).chain(blank).filter(|id| !listed.contains(id)).collect();
+    Ok(r)
+}
+
+/// The newest checkpoint that reads back; the beginning when there is none.
+fn newest_checkpoint(disk: &dyn Disk, names: &[String]) -> Result<(u64, Head, Streams)> {
+    let mut numbers: Vec<u64> = names.iter().filter_map(|n| checkpoint::number_of(n)).collect();
+    numbers.sort_unstable();
+    let newest = numbers.last().copied().unwrap_or(0);
+    for number in numbers.into_iter().rev() {
+        match checkpoint::read(disk, number)? {
+            Some((head, streams)) => return Ok((newest, head, streams)),
+            None => tracing::warn!(number, "a checkpoint is not whole; the one before it counts"),
+        }
+    }
+    Ok((newest, Head { next: 1, next_file: 1, ..Head::default() }, Streams::default()))
+}
+
+/// Opens the settled files a group's edits name.
+pub(crate) fn open_files_of(disk: &dyn Disk, group: &Group, views: &mut Views, report: &mut Report) -> Result<()> {
+    for op in group.batches().flat_map(|b| b.entry.ops()) {
+        if let Decoded::Settled { file } = op {
+            open_file(disk, file, views, report)?;
+        }
+    }
+    Ok(())
+}
+
+fn open_file(disk: &dyn Disk, id: u64, views: &mut Views, report: &mut Report) -> Result<()> {
+    match Settled::open(disk, id) {
+        Ok(file) => drop(views.files.insert(id, Arc::new(file))),
+        Err(e @ Error::Directory(_)) => return Err(e),
+        Err(e) => {
+            tracing::error!(file = id, error = %e, "a settled file is damaged");
+            report.files.push(id);
+        }
+    }
+    Ok(())
 }
 
 /// Whether the journal ends with an orderly close.
-pub(crate) fn ends_clean(steps: &[Step]) -> bool {
+fn ends_clean(steps: &[Step]) -> bool {
     matches!(steps.last(), Some(Step::Group(c)) if c.header.flags & CLEAN_CLOSE != 0)
 }
 

@@ -85,6 +85,14 @@ impl Stream {
         }
     }
 
+    /// Drops extents without a live record, wherever they are. What is dead stays dead.
+    pub(crate) fn prune(&mut self) {
+        self.shed();
+        let Some(own) = self.cursors.get(OWN) else { return };
+        let trimmed = self.trimmed;
+        self.extents.retain(|e| own.open_from(e.first.max(trimmed + 1), e.last).is_some());
+    }
+
     fn append(&mut self, first: Seq, count: u64, place: Place) {
         let last = first + count - 1;
         if first > self.last + 1 {
