@@ -51,6 +51,12 @@ pub(crate) enum Work {
     Close(oneshot::Sender<Result<()>>),
 }
 
+impl Work {
+    fn bytes(&self) -> usize {
+        if let Work::Commit(s, _) = self { s.bytes() } else { 0 }
+    }
+}
+
 #[derive(Default)]
 struct Inner {
     work: VecDeque<Work>,
@@ -72,17 +78,23 @@ pub(crate) struct Queue {
 impl Queue {
     /// Hands work over, or says that the queue is full.
     pub(crate) fn push(&self, work: Work) -> Result<()> {
+        self.push_all(vec![work])
+    }
+
+    /// Hands work over as one: all of it, or none.
+    pub(crate) fn push_all(&self, work: Vec<Work>) -> Result<()> {
+        let bytes: usize = work.iter().map(Work::bytes).sum();
         let mut q = self.inner.lock();
         if let Some(e) = &q.closed {
             return Err(e.clone());
         }
-        if let Work::Commit(s, _) = &work {
-            if q.work.len() >= STORE_QUEUE_BATCHES || (q.bytes > 0 && q.bytes + s.bytes() > STORE_QUEUE_BYTES) {
-                return Err(Error::Overloaded);
-            }
-            q.bytes += s.bytes();
+        let full =
+            q.work.len() + work.len() > STORE_QUEUE_BATCHES || (q.bytes > 0 && q.bytes + bytes > STORE_QUEUE_BYTES);
+        if full && work.iter().any(|w| matches!(w, Work::Commit(..))) {
+            return Err(Error::Overloaded);
         }
-        q.work.push_back(work);
+        q.bytes += bytes;
+        q.work.extend(work);
         let parked = std::mem::take(&mut q.parked);
         drop(q);
         if parked {
@@ -128,7 +140,7 @@ impl Queue {
         }
         let mut bytes = 0;
         while let Some(work) = q.work.front() {
-            let size = if let Work::Commit(s, _) = work { s.bytes() } else { 0 };
+            let size = work.bytes();
             if bytes > 0 && bytes + size > max_bytes {
                 break;
             }

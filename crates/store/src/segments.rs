@@ -131,7 +131,7 @@ impl Pool {
             file.write_at(at, &zeros[..n]).map_err(io("preparing a segment"))?;
             at += n as u64;
             // Synced in bites: a commit's sync never waits behind a whole segment of zeros.
-            if at % (4 * CHUNK as u64) == 0 {
+            if at.is_multiple_of(4 * CHUNK as u64) {
                 file.sync().map_err(io("preparing a segment"))?;
             }
         }
