@@ -244,6 +244,7 @@ impl State {
             stage: 0,
             steps: vec![StepState::default(); plan.steps.len()],
             cause: None,
+            turned: None,
             parked: None,
         }
     }
