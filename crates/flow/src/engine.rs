@@ -1,7 +1,7 @@
 //! The door: [`Flow`].
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -12,9 +12,10 @@ use tokio::time::Instant;
 use weft_broker::Broker;
 use weft_core::task::{self, Shutdown};
 use weft_core::{Clock as _, Context, Deadline, Id, Name, SystemClock, Timestamp, limits};
-use weft_mesh::{Mesh, ServiceSpec};
+use weft_mesh::{Mesh, ServiceSpec, policy_samples};
 use weft_store::{Batch, Expect, Position, Store, Version};
 use weft_telemetry::Telemetry;
+use weft_telemetry::metrics::{Collector, Samples};
 
 use crate::definition::{self, Catalog, Definition};
 use crate::error::{Error, Result};
@@ -45,6 +46,8 @@ pub(crate) struct Inner {
     by_hash: RwLock<HashMap<String, Arc<Definition>>>,
     active: Mutex<HashMap<Id, Handle>>,
     resumed: AtomicBool,
+    /// Tells what the steps' policies counted, at each scrape.
+    _collector: Collector,
 }
 
 /// What a start came to.
@@ -94,13 +97,29 @@ const KEYS: usize = 500;
 /// How often ended instances are purged, and instances nobody runs are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
+fn step_policies(flow: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
+    move |out| {
+        let current: Vec<_> = flow.upgrade().map(|i| i.current.read().values().cloned().collect()).unwrap_or_default();
+        for d in &current {
+            for step in &d.steps {
+                let name = format!("step {}/{}", d.name, step.name);
+                policy_samples(out, &name, &step.action.instance);
+                if let Some(undo) = &step.compensate {
+                    policy_samples(out, &format!("{name} compensate"), &undo.instance);
+                }
+            }
+        }
+    }
+}
+
 impl Flow {
     /// The engine on a store. Call it on the runtime that is to run the sagas. Nothing runs before the first
     /// [`apply`](Self::apply): what was under way when the process ended goes on then.
     pub async fn open(store: Arc<dyn Store>, broker: Broker, mesh: Mesh, telemetry: Telemetry) -> Result<Self> {
         // A store that cannot be read is met here and not by the first saga.
         store.scan(key::INDEX, b"s", None, 1).await?;
-        let flow = Self(Arc::new(Inner {
+        let flow = Self(Arc::new_cyclic(|flow: &Weak<Inner>| Inner {
+            _collector: telemetry.metrics().collect(step_policies(flow.clone())),
             store,
             broker,
             mesh,
