@@ -240,6 +240,8 @@ pub struct Breaker {
     machine: Padded<Mutex<Machine>>,
     opened: AtomicU64,
     refused: AtomicU64,
+    #[cfg(feature = "telemetry")]
+    name: std::sync::OnceLock<String>,
 }
 
 /// A call that was let through. Dropped without a verdict, it counts as given up by its caller.
@@ -303,8 +305,32 @@ impl Breaker {
             machine: Padded(Mutex::new(Machine::new(spec))),
             opened: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            #[cfg(feature = "telemetry")]
+            name: std::sync::OnceLock::new(),
         }
     }
+
+    /// Names it in the log, once; a breaker without a name keeps silent.
+    #[cfg(feature = "telemetry")]
+    pub(crate) fn name(&self, name: String) {
+        // Named before: keeps that.
+        let _ = self.name.set(name);
+    }
+
+    #[cfg(feature = "telemetry")]
+    fn log(&self, state: State) {
+        let Some(policy) = self.name.get() else { return };
+        match state {
+            State::Open { .. } => tracing::warn!(policy, "the circuit breaker opened: calls fail fast"),
+            State::HalfOpen { .. } => {
+                tracing::info!(policy, "the circuit breaker is half-open: trial calls go through")
+            }
+            State::Closed => tracing::info!(policy, "the circuit breaker closed"),
+        }
+    }
+
+    #[cfg(not(feature = "telemetry"))]
+    fn log(&self, _: State) {}
 
     /// Asks to make a call, `now` in nanoseconds since any fixed instant.
     #[inline]
@@ -357,12 +383,13 @@ impl Breaker {
         let mut machine = self.machine.lock();
         let before = machine.generation();
         let effect = machine.apply(now, event);
-        let closed = machine.state() == State::Closed;
+        let state = machine.state();
+        let closed = state == State::Closed;
         if machine.generation() != before {
             self.gate.store(machine.generation() << 1 | u64::from(closed), Ordering::Release);
-            if matches!(machine.state(), State::Open { .. }) {
-                self.opened.fetch_add(1, Ordering::Relaxed);
-            }
+            drop(machine);
+            self.opened.fetch_add(u64::from(matches!(state, State::Open { .. })), Ordering::Relaxed);
+            self.log(state);
         }
         (effect, closed)
     }

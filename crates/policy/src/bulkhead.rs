@@ -1,7 +1,7 @@
 //! Work at once, with a bounded waiting room.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ struct Limits {
     spec: spec::Bulkhead,
     places: Arc<Semaphore>,
     waiting: Padded<AtomicU32>,
+    refused: AtomicU64,
 }
 
 /// A place in the bulkhead, given back when dropped. It is `Send + 'static`, so it can move into a response body and
@@ -34,7 +35,8 @@ impl Bulkhead {
         Self(spec.map(|spec| Limits {
             spec,
             places: Arc::new(Semaphore::new((spec.limit as usize).min(Semaphore::MAX_PERMITS))),
-            waiting: Padded(AtomicU32::new(0)),
+            waiting: Padded::default(),
+            refused: AtomicU64::new(0),
         }))
     }
 
@@ -54,9 +56,18 @@ impl Bulkhead {
     #[inline]
     pub async fn acquire(&self, deadline: Deadline) -> Result<Slot, Refused> {
         match (self.try_acquire(), &self.0) {
-            (Err(full), Some(l)) => l.wait(full, deadline).await,
+            (Err(full), Some(l)) => {
+                let got = l.wait(full, deadline).await;
+                l.refused.fetch_add(u64::from(got.is_err()), Ordering::Relaxed);
+                got
+            }
             (now, _) => now,
         }
+    }
+
+    /// How many [`acquire`](Self::acquire) turned away.
+    pub fn refused(&self) -> u64 {
+        self.0.as_ref().map_or(0, |l| l.refused.load(Ordering::Relaxed))
     }
 
     /// How much work is under way, and how much waits.
@@ -119,6 +130,7 @@ mod tests {
         let _two = b.acquire(Deadline::NONE).await.unwrap();
         assert_eq!(b.load(), (2, 0));
         assert_eq!(b.acquire(Deadline::NONE).await.unwrap_err(), Refused::BulkheadFull { limit: 2, queue: 0 });
+        assert_eq!(b.refused(), 1);
         drop(one);
         assert_eq!(b.load(), (1, 0));
         assert!(b.acquire(Deadline::NONE).await.is_ok());

@@ -31,6 +31,8 @@ struct Inner {
     budget: Option<Budget>,
     retries: AtomicU64,
     budget_spent: AtomicU64,
+    #[cfg(feature = "telemetry")]
+    told: std::sync::OnceLock<weft_telemetry::metrics::Collector>,
 }
 
 /// Counts of what does not happen on a good day.
@@ -44,6 +46,10 @@ pub struct Stats {
     pub breaker_opened: u64,
     /// Calls the breaker refused.
     pub breaker_refused: u64,
+    /// Work the bulkhead refused.
+    pub bulkhead_refused: u64,
+    /// Work over the rate.
+    pub rate_refused: u64,
     /// Calls under way in the bulkhead.
     pub under_way: u32,
     /// Calls waiting for the bulkhead.
@@ -63,6 +69,8 @@ impl Instance {
             budget: policy.retry.map(|r| Budget::new(r.budget, r.budget_min)),
             retries: AtomicU64::new(0),
             budget_spent: AtomicU64::new(0),
+            #[cfg(feature = "telemetry")]
+            told: std::sync::OnceLock::new(),
             policy: policy.clone(),
         }))
     }
@@ -129,10 +137,63 @@ impl Instance {
             budget_spent: self.0.budget_spent.load(Ordering::Relaxed),
             breaker_opened: breaker.map_or(0, |b| b.opened),
             breaker_refused: breaker.map_or(0, |b| b.refused),
+            bulkhead_refused: self.0.bulkhead.refused(),
+            rate_refused: self.0.rate.refused(),
             under_way,
             waiting,
             rate_crowded: self.0.rate.crowded(),
         }
+    }
+
+    /// Tells its counters to the metrics for as long as it lives, under the labels `on` (`route`, `step`,
+    /// `subscription`, `service`) and `name`, and what its breaker does to the log. Said once; later calls change
+    /// nothing.
+    #[cfg(feature = "telemetry")]
+    pub fn tell(&self, metrics: &weft_telemetry::Metrics, on: &'static str, name: &str) {
+        use weft_telemetry::names;
+        let (inner, name) = (Arc::downgrade(&self.0), Box::<str>::from(name));
+        self.0.told.get_or_init(|| {
+            if let Some(b) = self.breaker() {
+                b.name(format!("{on} {name}"));
+            }
+            metrics.collect(move |out| {
+                let Some(this) = inner.upgrade().map(Instance) else { return };
+                let (policy, stats) = (this.policy(), this.stats());
+                let labels = [("on", on), ("name", &*name)];
+                let mut refused = |reason, n| {
+                    out.counter(&names::POLICY_REFUSED, &[labels[0], labels[1], ("reason", reason)], n);
+                };
+                if policy.rate.is_some() {
+                    refused("rate-limited", stats.rate_refused);
+                }
+                if policy.bulkhead.is_some() {
+                    refused("bulkhead", stats.bulkhead_refused);
+                }
+                if policy.breaker.is_some() {
+                    refused("breaker-open", stats.breaker_refused);
+                }
+                if policy.rate.is_some_and(|r| r.per != crate::spec::RatePer::All) {
+                    out.counter(&names::RATE_CROWDED, &labels, stats.rate_crowded);
+                }
+                if policy.bulkhead.is_some() {
+                    out.gauge(&names::BULKHEAD_IN_FLIGHT, &labels, f64::from(stats.under_way));
+                    out.gauge(&names::BULKHEAD_WAITING, &labels, f64::from(stats.waiting));
+                }
+                if policy.retry.is_some() {
+                    out.counter(&names::RETRIES, &labels, stats.retries);
+                    out.counter(&names::RETRY_BUDGET_SPENT, &labels, stats.budget_spent);
+                }
+                if let Some(breaker) = this.breaker_status() {
+                    let state = match breaker.state {
+                        breaker::Name::Closed => 0.0,
+                        breaker::Name::HalfOpen => 1.0,
+                        breaker::Name::Open => 2.0,
+                    };
+                    out.gauge(&names::BREAKER_STATE, &labels, state);
+                    out.counter(&names::BREAKER_OPENED, &labels, breaker.opened);
+                }
+            })
+        });
     }
 
     /// An instant as the counters see it.
@@ -154,5 +215,36 @@ impl Instance {
         let counter = if allowed { &self.0.retries } else { &self.0.budget_spent };
         counter.fetch_add(1, Ordering::Relaxed);
         allowed
+    }
+}
+
+#[cfg(all(test, feature = "telemetry"))]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::spec::{Rate, RatePer};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_policy_refuses_is_told_to_the_metrics_while_the_instance_lives() {
+        let telemetry = weft_telemetry::Telemetry::new();
+        let rate = Rate { limit: 1, period: Duration::from_secs(1), burst: 0, per: RatePer::Principal };
+        let i = Instance::new(&Policy { rate: Some(rate), ..Policy::builtin() });
+        i.tell(telemetry.metrics(), "route", "orders");
+        i.tell(telemetry.metrics(), "route", "again");
+        let _slot = i.acquire(Deadline::NONE).await.unwrap();
+        i.check_rate("ann").unwrap();
+        i.check_rate("ann").unwrap_err();
+        let text = telemetry.metrics().render_prometheus();
+        for line in [
+            "weft_policy_refused_total{on=\"route\",name=\"orders\",reason=\"rate-limited\"} 1\n",
+            "weft_bulkhead_in_flight{on=\"route\",name=\"orders\"} 1\n",
+            "weft_breaker_state{on=\"route\",name=\"orders\"} 0\n",
+            "weft_retries_total{on=\"route\",name=\"orders\"} 0\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        drop(i);
+        assert!(!telemetry.metrics().render_prometheus().contains("orders"));
     }
 }

@@ -1,8 +1,9 @@
 //! One policy language: deadline, retry, breaker, bulkhead, rate, idempotency, and the one place where outcomes are
 //! classified.
 //!
-//! What it is not: it knows no HTTP client, no AMQP and does no I/O; it decides on typed inputs. It needs only
-//! `weft-core`, so the same limits serve a proxied request, a gRPC call, a push and a saga step.
+//! What it is not: it knows no HTTP client, no AMQP and does no I/O; it decides on typed inputs. The same
+//! limits serve a proxied request, a gRPC call, a push and a saga step. Without the feature `telemetry` it needs only
+//! `weft-core`.
 //!
 //! Invariants:
 //! - Whether work may be tried again is decided in [`attempt::run`] and nowhere else.

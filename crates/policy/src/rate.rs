@@ -32,6 +32,7 @@ struct Limiter {
     /// Empty when everything is counted together.
     shards: Vec<Padded<Mutex<Shard>>>,
     crowded: AtomicU64,
+    refused: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +79,7 @@ impl RateLimit {
                 seed: RandomState::new(),
                 shards: (0..shards).map(|_| Padded(Mutex::new(shard()))).collect(),
                 crowded: AtomicU64::new(0),
+                refused: AtomicU64::new(0),
             }
         }))
     }
@@ -92,13 +94,21 @@ impl RateLimit {
         self.0.as_ref().map_or(0, |l| l.crowded.load(Ordering::Relaxed))
     }
 
+    /// How many were over the rate.
+    pub fn refused(&self) -> u64 {
+        self.0.as_ref().map_or(0, |l| l.refused.load(Ordering::Relaxed))
+    }
+
     /// Takes one for a key, `now` in nanoseconds since any fixed instant. The key is not looked at when everything is
     /// counted together.
     #[inline]
     pub fn check<K: Hash + ?Sized>(&self, key: &K, now: u64) -> Result<(), Refused> {
         let Some(l) = &self.0 else { return Ok(()) };
         let taken = if l.shards.is_empty() { l.take_shared(now) } else { l.take(l.seed.hash_one(key), now) };
-        taken.map_err(|retry_after| Refused::RateLimited { retry_after })
+        taken.map_err(|retry_after| {
+            l.refused.fetch_add(1, Ordering::Relaxed);
+            Refused::RateLimited { retry_after }
+        })
     }
 }
 

@@ -17,13 +17,14 @@ metrics! {
     HTTP_REQUESTS_IN_FLIGHT = Gauge "weft_http_requests_in_flight", "Requests being worked on, streams included.";
     CONNECTIONS = Gauge "weft_connections", "Open client connections, by listener.";
 
-    POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused by policy before it was sent, by policy and reason (the problem's code).";
+    POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused before it was sent, by what the policy is on, its name, and reason (rate-limited, bulkhead, breaker-open).";
     RETRIES = Counter "weft_retries_total", "Attempts after the first, by policy.";
     RETRY_BUDGET_SPENT = Counter "weft_retry_budget_spent_total", "Retries not made because the retry budget was used up, by policy.";
     BREAKER_STATE = Gauge "weft_breaker_state", "0 closed, 1 half-open, 2 open, by policy.";
     BREAKER_OPENED = Counter "weft_breaker_opened_total", "Times the breaker opened, by policy.";
     BULKHEAD_IN_FLIGHT = Gauge "weft_bulkhead_in_flight", "Places taken in the bulkhead, by policy.";
     BULKHEAD_WAITING = Gauge "weft_bulkhead_waiting", "Work waiting for a place in the bulkhead, by policy.";
+    RATE_CROWDED = Counter "weft_rate_crowded_total", "Times a caller was counted together with others because the rate's table was full, by policy.";
 
     UPSTREAM_REQUESTS = Counter "weft_upstream_requests_total", "Attempts sent to a service, by service and outcome (success, retryable, overloaded, rejected, fault).";
     UPSTREAM_DURATION = Histogram "weft_upstream_duration_seconds", "From sending an attempt to the head of its answer, by service.";

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use weft_core::limits;
 use weft_core::units::format_duration;
 use weft_policy::Policy as Effective;
 use weft_policy::spec;
@@ -159,6 +160,12 @@ pub(super) fn check(p: &Policy, cx: &mut Cx<'_>) {
         );
         let help = "make min_calls at most the window";
         cx.say(Mistake::new(b.min_calls.span.or(b.window.span), message).help(help));
+    }
+    if let Some(At { value: Switch::On(b), .. }) = &p.breaker
+        && b.window.value.get() > limits::BREAKER_WINDOW
+    {
+        let message = format!("a window of {} calls is more than a breaker remembers", b.window.value);
+        cx.say(Mistake::new(b.window.span, message).help(format!("make it at most {}", limits::BREAKER_WINDOW)));
     }
     for (name, block) in [("deadline", &p.deadline), ("attempt_timeout", &p.attempt_timeout)] {
         if let Some(At { value: Switch::On(Duration::ZERO), span }) = block {
