@@ -4,9 +4,11 @@
 
 pub mod api;
 pub mod cloudevents;
+pub mod gateway;
 pub mod http;
 pub mod listener;
 pub mod route;
 pub mod spec;
 
+pub use gateway::Gateway;
 pub use spec::{GatewaySpec, RouteMatch, RouteSpec, Target};

@@ -1,4 +1,10 @@
 //! HTTP through the gateway: one exchange from its request's head to its answer's last byte.
 
+pub(crate) mod exchange;
+
+pub mod body;
+mod collect;
 pub mod headers;
+pub(crate) mod idempotency;
+mod record;
 pub mod respond;

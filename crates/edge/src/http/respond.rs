@@ -30,6 +30,27 @@ pub fn refused(r: &Refused) -> Problem {
     }
 }
 
+/// What a service, or the way to it, failed with.
+pub fn upstream(e: &weft_mesh::Error) -> Problem {
+    use weft_mesh::Error as E;
+    let code = match e {
+        E::NoInstances { .. } => code::NO_INSTANCE,
+        E::Connect { .. } => code::UPSTREAM_UNREACHABLE,
+        E::Unsent { .. } | E::ResetBeforeBytes { .. } | E::ResetAfterBytes { .. } | E::AnswerTooLarge { .. } => {
+            code::UPSTREAM_BROKEN
+        }
+        E::RequestBody { .. } | E::InvalidRequest { .. } => code::BAD_REQUEST,
+        E::OwnListener { .. } | E::TlsFile { .. } | E::Tls { .. } => code::UPSTREAM_INVALID,
+        E::NotRegistered { .. } => code::NOT_FOUND,
+        E::InvalidRegistration { .. } => code::BAD_REQUEST,
+        E::TooManyInstances { .. } | E::TooManyServices => code::OVERLOADED,
+        E::BodySpent => code::INTERNAL,
+        E::Store(e) => return e.clone().into(),
+    };
+    let p = Problem::new(code, e.to_string());
+    if matches!(e, E::NoInstances { .. }) { p.with_retry_after(std::time::Duration::from_secs(1)) } else { p }
+}
+
 /// Whether a request is a gRPC call, and so is to be answered in gRPC's own way.
 pub fn is_grpc(h: &HeaderMap) -> bool {
     h.get(header::CONTENT_TYPE).is_some_and(|v| {

@@ -187,14 +187,22 @@ async fn connection<H: Handler>(
     stream.set_nodelay(true)?;
     let peer = Arc::new(Peer::new(address, tls.is_some()));
     let Some(tls) = tls else {
-        let (h2, io) = tokio::time::timeout(limits::HEADER_READ, sniff::is_h2(stream)).await??;
+        let Some((h2, io)) = early(&drain, sniff::is_h2(stream)).await? else { return Ok(()) };
         return if h2 { serve_h2(io, peer, drain, handler).await } else { serve_h1(io, peer, drain, handler).await };
     };
-    let io = tokio::time::timeout(limits::HEADER_READ, tls.accept(stream)).await??;
+    let Some(io) = early(&drain, tls.accept(stream)).await? else { return Ok(()) };
     if io.get_ref().1.alpn_protocol() == Some(b"h2") {
         serve_h2(io, peer, drain, handler).await
     } else {
         serve_h1(io, peer, drain, handler).await
+    }
+}
+
+/// What comes before the first request: under the same time limit, and of no worth once the drain started.
+async fn early<T>(drain: &Drain, work: impl Future<Output = io::Result<T>>) -> Result<Option<T>, BoxError> {
+    tokio::select! {
+        done = tokio::time::timeout(limits::HEADER_READ, work) => Ok(Some(done??)),
+        () = drain.started() => Ok(None),
     }
 }
 
@@ -256,4 +264,70 @@ async fn drive<C: Future>(conn: C, drain: Drain, graceful: impl Fn(Pin<&mut C>))
         conn.as_mut().poll(cx)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::Instant;
+
+    #[derive(Clone)]
+    struct Hello;
+
+    impl Handler for Hello {
+        type Body = Full<Bytes>;
+        async fn handle(self, _: Arc<Peer>, _: Request<Incoming>) -> Response<Full<Bytes>> {
+            Response::new(Full::new(Bytes::from_static(b"hello")))
+        }
+    }
+
+    fn start(permits: usize) -> (SocketAddr, Drain) {
+        let socket = bind(([127, 0, 0, 1], 0).into(), 1).unwrap().remove(0);
+        let address = socket.local_addr().unwrap();
+        let (drain, _) = Drain::new();
+        tokio::spawn(accept(socket, None, Arc::new(Semaphore::new(permits)), drain.clone(), Hello));
+        (address, drain)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_sends_its_head_too_slowly_is_let_go() {
+        let (address, _drain) = start(8);
+        for begun in [&b""[..], b"GET / HT", b"PRI * HTTP/2.0\r\n", b"GET / HTTP/1.1\r\nhost: h\r\nx: "] {
+            let mut s = TcpStream::connect(address).await.unwrap();
+            let at = Instant::now();
+            s.write_all(begun).await.unwrap();
+            let mut got = Vec::new();
+            s.read_to_end(&mut got).await.unwrap();
+            assert!(!got.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&got));
+            let took = at.elapsed();
+            assert!(took >= limits::HEADER_READ && took < limits::HEADER_READ * 3, "{took:?} after {begun:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn above_the_connection_limit_connections_wait_their_turn() {
+        let (address, _drain) = start(1);
+        let mut first = TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nhost: h\r\n\r\n";
+        let mut buf = [0; 256];
+        first.write_all(request).await.unwrap();
+        assert!(first.read(&mut buf).await.unwrap() > 0);
+        let mut second = TcpStream::connect(address).await.unwrap();
+        second.write_all(request).await.unwrap();
+        let early = tokio::time::timeout(Duration::from_secs(1), second.read(&mut buf)).await;
+        assert!(early.is_err(), "it is not served beside the first");
+        drop(first);
+        assert!(second.read(&mut buf).await.unwrap() > 0);
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_refused_even_to_shared_sockets() {
+        let taken = bind(([127, 0, 0, 1], 0).into(), 2).unwrap();
+        let address = taken[0].local_addr().unwrap();
+        assert_eq!(taken[1].local_addr().unwrap(), address);
+        assert!(matches!(bind(address, 2), Err(Error::Bind { .. })));
+        assert!(matches!(bind(address, 1), Err(Error::Bind { .. })));
+    }
 }

@@ -1,0 +1,308 @@
+//! The gateway: one OS thread per core, each with a current-thread runtime and listening sockets of its own; nothing is
+//! shared between them but the running configuration, the limits' atomics and the handles of other services.
+//!
+//! A [`Gateway::swap`] puts a new configuration in force between two requests: a request that began goes on under the
+//! one it began with.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use tokio::sync::Semaphore;
+use weft_core::{Class, Classify, Origin, limits};
+use weft_mesh::Mesh;
+use weft_policy::Instance;
+use weft_store::Store;
+use weft_telemetry::metrics::{Counter, Gauge, Histogram};
+use weft_telemetry::{Telemetry, names};
+
+use crate::http::body::Body;
+use crate::http::exchange::exchange;
+use crate::http::idempotency::Keys;
+use crate::listener::{self, Drain, Drained, Handler, Peer};
+use crate::route::{RouteError, Table};
+use crate::spec::{GatewaySpec, ListenSpec, RouteSpec, Target};
+
+/// What the gateway works with.
+#[derive(Clone)]
+pub struct Deps {
+    /// Keeps idempotency keys.
+    pub store: Arc<dyn Store>,
+    /// Spans and metrics.
+    pub telemetry: Telemetry,
+    /// Calls services.
+    pub mesh: Mesh,
+}
+
+/// Why the gateway does not start, or does not take a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A listener does not start.
+    #[error(transparent)]
+    Listen(#[from] listener::Error),
+    /// Routes do not compile; all mistakes.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Routes(Vec<RouteError>),
+    /// `gateway.listen` is not what it was.
+    #[error("gateway.listen changed: listeners are opened at start only, restart to move them")]
+    ListenChanged,
+    /// A thread does not start.
+    #[error("cannot start a gateway thread: {0}")]
+    Thread(std::io::Error),
+}
+
+impl Classify for Error {
+    fn class(&self) -> Class {
+        Class::Rejected
+    }
+    fn origin(&self) -> Origin {
+        Origin::Internal
+    }
+}
+
+/// A running gateway.
+#[derive(Debug)]
+pub struct Gateway {
+    running: Arc<ArcSwap<Running>>,
+    telemetry: Telemetry,
+    listen: Vec<ListenSpec>,
+    addresses: Vec<SocketAddr>,
+    drains: Vec<Drain>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Gateway {
+    /// Binds the listeners and starts the threads. When it returns, connections are taken.
+    pub fn start(threads: usize, spec: &GatewaySpec, deps: Deps) -> Result<Self, Error> {
+        let threads = threads.max(1);
+        let running = Arc::new(ArcSwap::from_pointee(Running::compile(spec, &deps.telemetry, None)?));
+        let mut addresses = Vec::new();
+        let mut shares: Vec<Vec<Share>> = (0..threads).map(|_| Vec::new()).collect();
+        for l in &spec.listen {
+            let tls = match &l.tls {
+                Some((chain, key)) => Some(listener::tls::server_config(chain, key)?),
+                None => None,
+            };
+            let permits = Arc::new(Semaphore::new(limits::CONNECTIONS));
+            let sockets = listener::bind(l.address, threads)?;
+            let failed = |source| listener::Error::Bind { address: l.address, source };
+            addresses.push(sockets[0].local_addr().map_err(failed)?);
+            for (share, socket) in shares.iter_mut().zip(sockets) {
+                share.push(Share { socket, tls: tls.clone(), permits: permits.clone() });
+            }
+        }
+        let keys = Arc::new(Keys::new(deps.store.clone()));
+        let telemetry = deps.telemetry.clone();
+        let mut started =
+            Self { running, telemetry, listen: spec.listen.clone(), addresses, drains: vec![], threads: vec![] };
+        for (i, share) in shares.into_iter().enumerate() {
+            let (drain, drained) = Drain::new();
+            let core = Arc::new(Core {
+                running: started.running.clone(),
+                keys: keys.clone(),
+                deps: deps.clone(),
+                _drain: drain.clone(),
+            });
+            started.drains.push(drain.clone());
+            let work = thread(share, core, drain, drained, i == 0);
+            let spawned = std::thread::Builder::new().name(format!("gateway-{i}")).spawn(move || {
+                match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime.block_on(work),
+                    Err(e) => tracing::error!(error = %e, "a gateway thread has no runtime"),
+                }
+            });
+            started.threads.push(spawned.map_err(Error::Thread)?);
+        }
+        Ok(started)
+    }
+
+    /// Where it listens, in the order of the configuration; ports of 0 are filled in.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Puts new routes in force. An error changes nothing. Limits of a route whose name and policy stay go on counting
+    /// where they stood.
+    pub fn swap(&self, spec: &GatewaySpec) -> Result<(), Error> {
+        if spec.listen != self.listen {
+            return Err(Error::ListenChanged);
+        }
+        let old = self.running.load_full();
+        self.running.store(Arc::new(Running::compile(spec, &self.telemetry, Some(&old))?));
+        Ok(())
+    }
+
+    /// The policy in force on a route, for those who show it.
+    pub fn policy(&self, route: &str) -> Option<Instance> {
+        self.running.load().routes.iter().find(|r| *r.name == *route).map(|r| r.policy.clone())
+    }
+
+    /// Takes no more connections, waits for the requests under way up to [`limits::DRAIN`], and ends the threads.
+    pub async fn shutdown(mut self) {
+        for d in self.drains.drain(..) {
+            d.start();
+        }
+        let threads = std::mem::take(&mut self.threads);
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|t| t.join().is_ok()));
+        if !joined.await.unwrap_or(false) {
+            tracing::error!("a gateway thread panicked");
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        for d in &self.drains {
+            d.start();
+        }
+    }
+}
+
+struct Share {
+    socket: std::net::TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    permits: Arc<Semaphore>,
+}
+
+async fn thread(share: Vec<Share>, core: Arc<Core>, drain: Drain, drained: Drained, sweeps: bool) {
+    let sweeper = sweeps.then(|| tokio::spawn(core.keys.clone().sweep()));
+    let mut accepting = Vec::new();
+    for s in share {
+        accepting.push(tokio::spawn(listener::accept(
+            s.socket,
+            s.tls,
+            s.permits,
+            drain.clone(),
+            Entrance(core.clone()),
+        )));
+    }
+    drop(core);
+    drop(drain);
+    for a in accepting {
+        match a.await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => tracing::error!(error = %e, "a listener ended"),
+            Err(e) => tracing::error!(error = %e, "a listener's task ended"),
+        }
+    }
+    if let Some(s) = sweeper {
+        s.abort();
+    }
+    if !drained.wait(limits::DRAIN).await {
+        tracing::warn!(limit = ?limits::DRAIN, "requests were still under way when the time to drain was up");
+    }
+}
+
+#[derive(Clone)]
+struct Entrance(Arc<Core>);
+
+impl Handler for Entrance {
+    type Body = Body;
+
+    async fn handle(self, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
+        exchange(self.0, peer, request).await
+    }
+}
+
+/// What one thread's requests share.
+pub(crate) struct Core {
+    pub(crate) running: Arc<ArcSwap<Running>>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) deps: Deps,
+    /// Whoever works for a request holds the core, and so the drain waits for it.
+    _drain: Drain,
+}
+
+/// One configuration, compiled.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) table: Table,
+    /// By index of the table.
+    pub(crate) routes: Vec<Arc<Route>>,
+    /// Stands for requests that took no route.
+    pub(crate) unmatched: Arc<Route>,
+}
+
+impl Running {
+    fn compile(spec: &GatewaySpec, telemetry: &Telemetry, old: Option<&Running>) -> Result<Self, Error> {
+        let table = Table::compile(&spec.routes).map_err(Error::Routes)?;
+        let routes = spec.routes.iter().map(|r| {
+            let kept = old.and_then(|o| o.routes.iter().find(|k| *k.name == *r.name.as_str()));
+            let policy = match kept {
+                Some(k) if *k.policy.policy() == r.policy => k.policy.clone(),
+                _ => Instance::new(&r.policy),
+            };
+            Arc::new(Route::new(r, policy, telemetry))
+        });
+        let routes = routes.collect();
+        let none = RouteSpec {
+            name: weft_core::Name::new("none").expect("'none' is a name"),
+            matches: Default::default(),
+            priority: 0,
+            to: Target::Service { service: weft_core::Name::new("none").expect("'none' is a name"), path: None },
+            policy: Default::default(),
+        };
+        let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry));
+        Ok(Self { table, routes, unmatched })
+    }
+}
+
+/// One route in force.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) name: Arc<str>,
+    pub(crate) to: Target,
+    pub(crate) policy: Instance,
+    pub(crate) in_flight: Gauge,
+    telemetry: Telemetry,
+    duration: Histogram,
+    /// By status, made when first needed.
+    answers: Box<[OnceLock<Counter>]>,
+    path: Box<str>,
+    span_names: [OnceLock<Arc<str>>; METHODS.len() + 1],
+}
+
+const METHODS: [Method; 7] =
+    [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::HEAD, Method::OPTIONS];
+
+impl Route {
+    fn new(spec: &RouteSpec, policy: Instance, telemetry: &Telemetry) -> Self {
+        let name = spec.name.as_str();
+        let m = telemetry.metrics();
+        Self {
+            name: name.into(),
+            to: spec.to.clone(),
+            policy,
+            in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
+            duration: m.histogram(&names::HTTP_REQUEST_DURATION, &[("route", name)]),
+            telemetry: telemetry.clone(),
+            answers: (0..500).map(|_| OnceLock::new()).collect(),
+            path: spec.matches.path.as_str().into(),
+            span_names: Default::default(),
+        }
+    }
+
+    /// Counts one answer.
+    pub(crate) fn count(&self, status: StatusCode, took: Duration) {
+        let at = usize::from(status.as_u16()).saturating_sub(100).min(self.answers.len() - 1);
+        let counter = self.answers[at].get_or_init(|| {
+            let labels = [("route", &*self.name), ("code", status.as_str())];
+            self.telemetry.metrics().counter(&names::HTTP_REQUESTS, &labels)
+        });
+        counter.inc();
+        self.duration.observe(took);
+    }
+
+    /// `GET /v1/orders/{id}`: the method and the route's pattern, so that there are few different ones.
+    pub(crate) fn span_name(&self, method: &Method) -> Arc<str> {
+        let at = METHODS.iter().position(|m| m == method).unwrap_or(METHODS.len());
+        let made = self.span_names[at].get_or_init(|| {
+            let method = METHODS.get(at).map_or("other", Method::as_str);
+            if self.path.is_empty() { method.into() } else { format!("{method} {}", self.path).into() }
+        });
+        made.clone()
+    }
+}

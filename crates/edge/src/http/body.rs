@@ -1,0 +1,145 @@
+//! The body of an answer through the gateway. When it ends, however it ends, the exchange is recorded and its place in
+//! the bulkhead given back.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use weft_mesh::Incoming;
+
+use super::record::Exchange;
+
+/// An answer's body.
+#[derive(Debug)]
+pub struct Body {
+    kind: Kind,
+    exchange: Option<Box<Exchange>>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Made here.
+    Bytes(Bytes),
+    /// As it arrives from a service.
+    Upstream(Incoming),
+    /// Made here or collected, with trailers.
+    Collected(Bytes, Option<HeaderMap>),
+    /// Begun to be collected, found too long, and passed on.
+    Resumed(VecDeque<Bytes>, Box<Body>),
+}
+
+impl From<Bytes> for Body {
+    fn from(b: Bytes) -> Self {
+        Self { kind: Kind::Bytes(b), exchange: None }
+    }
+}
+
+impl From<Incoming> for Body {
+    fn from(b: Incoming) -> Self {
+        Self { kind: Kind::Upstream(b), exchange: None }
+    }
+}
+
+impl Body {
+    /// Bytes and the trailers that follow them.
+    pub fn with_trailers(data: Bytes, trailers: Option<HeaderMap>) -> Self {
+        Self { kind: Kind::Collected(data, trailers), exchange: None }
+    }
+
+    /// What was read of a body already, and the body.
+    pub(super) fn resumed(read: VecDeque<Bytes>, rest: Body) -> Self {
+        Self { kind: Kind::Resumed(read, Box::new(rest)), exchange: None }
+    }
+
+    /// Ends this exchange when the body ends.
+    pub(super) fn ends(mut self, exchange: Box<Exchange>) -> Self {
+        self.exchange = Some(exchange);
+        self
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = weft_mesh::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        let polled = match &mut this.kind {
+            Kind::Bytes(b) if b.is_empty() => Poll::Ready(None),
+            Kind::Bytes(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
+            Kind::Upstream(b) => Pin::new(b).poll_frame(cx),
+            Kind::Collected(b, trailers) => Poll::Ready(match (b.is_empty(), trailers.take()) {
+                (false, t) => {
+                    *trailers = t;
+                    Some(Ok(Frame::data(std::mem::take(b))))
+                }
+                (true, t) => t.map(|t| Ok(Frame::trailers(t))),
+            }),
+            Kind::Resumed(read, rest) => match read.pop_front() {
+                Some(b) => Poll::Ready(Some(Ok(Frame::data(b)))),
+                None => Pin::new(&mut **rest).poll_frame(cx),
+            },
+        };
+        if let Some(exchange) = &mut this.exchange {
+            match &polled {
+                Poll::Pending => {}
+                Poll::Ready(Some(Ok(f))) => {
+                    exchange.sent(f.data_ref().map_or(0, Bytes::len));
+                    if let Some(t) = f.trailers_ref() {
+                        exchange.trailers(t);
+                    }
+                }
+                Poll::Ready(Some(Err(e))) => exchange.broke_off(e),
+                Poll::Ready(None) => {}
+            }
+            if matches!(polled, Poll::Ready(None | Some(Err(_)))) || (polled.is_ready() && this.kind.has_ended()) {
+                // Dropped here, so that a client that is slow to close does not hold the place.
+                this.finish();
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.kind.has_ended()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Bytes(b) | Kind::Collected(b, None) => SizeHint::with_exact(b.len() as u64),
+            Kind::Collected(..) | Kind::Resumed(..) => SizeHint::default(),
+            Kind::Upstream(b) => b.size_hint(),
+        }
+    }
+}
+
+impl Kind {
+    fn has_ended(&self) -> bool {
+        match self {
+            Kind::Bytes(b) => b.is_empty(),
+            Kind::Upstream(b) => b.is_end_stream(),
+            Kind::Collected(b, t) => b.is_empty() && t.is_none(),
+            Kind::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
+        }
+    }
+}
+
+impl Body {
+    fn finish(&mut self) {
+        if let Some(mut e) = self.exchange.take() {
+            e.finished();
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        // A body that ended before it was polled (HEAD, 204) is complete; any other drop is a client that went away.
+        if self.kind.has_ended() {
+            self.finish();
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! THE one straight function: a request's whole way, from its head to the answer that its body streams from.
+//!
+//! route -> admit (rate, idempotency, bulkhead) -> attempt -> send -> respond. What must last until the answer's last
+//! byte (the place in the bulkhead, the span) moves into the answer's body.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use weft_core::{Context, Deadline, Principal, Trace, limits};
+use weft_mesh::Outbound;
+use weft_policy::attempt::{self, Cause, Failure};
+use weft_policy::idempotency;
+use weft_policy::spec::RatePer;
+
+use super::body::Body;
+use super::collect::collect;
+use super::record::Exchange;
+use super::{headers, respond};
+use crate::api::problem::{Problem, code};
+use crate::gateway::{Core, Route, Running};
+use crate::listener::Peer;
+use crate::route::{Asked, Found, normal};
+use crate::spec::Target;
+
+/// Answers one request.
+pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
+    let began = Instant::now();
+    let running = core.running.load_full();
+    let (mut head, body) = request.into_parts();
+    let grpc = respond::is_grpc(&head.headers);
+    let trace = trace(&peer, &head.headers);
+
+    // Which route.
+    let located = locate(&running, &head);
+    let route = match &located {
+        Ok((i, _)) => running.routes[*i].clone(),
+        Err(_) => running.unmatched.clone(),
+    };
+    let (method, uri) = (head.method.clone(), head.uri.clone());
+    let mut record = Box::new(Exchange::new(&core.deps.telemetry, &route, trace, began, method, uri));
+    let answer = match located {
+        Err(p) => Err(p),
+        Ok((_, path)) => {
+            drop(running);
+            if let Some(path) = path {
+                head.uri = path;
+            }
+            admitted(&core, &route, &peer, trace, head, body, grpc, &mut record).await
+        }
+    };
+
+    // Respond.
+    let response = answer.unwrap_or_else(|p| {
+        record.failed(p.code().name, p.detail());
+        respond::problem(&p, grpc)
+    });
+    record.answered(response.status());
+    response.map(|b| b.ends(record))
+}
+
+/// Everything between the route and the answer.
+#[allow(clippy::too_many_arguments, reason = "it is the second half of `exchange`, apart for its early returns")]
+async fn admitted(
+    core: &Arc<Core>,
+    route: &Arc<Route>,
+    peer: &Arc<Peer>,
+    trace: Trace,
+    head: Parts,
+    body: Incoming,
+    grpc: bool,
+    record: &mut Exchange,
+) -> Result<Response<Body>, Problem> {
+    if let Some(to) = head.headers.get(header::UPGRADE)
+        && to != "h2c"
+    {
+        return Err(Problem::new(code::NOT_IMPLEMENTED, format!("upgrading a connection to {to:?} is not supported")));
+    }
+    let caller = if grpc { respond::grpc_timeout(&head.headers) } else { None };
+    let ctx = Context {
+        trace,
+        principal: Principal::Anonymous,
+        deadline: route.policy.deadline(caller.map_or(Deadline::NONE, Deadline::after)),
+        idempotency_key: idempotency_key(&head.headers)?,
+        version: None,
+        baggage: baggage(peer, &head.headers),
+    };
+
+    // Admit.
+    let limit = route.policy.rate().per();
+    let within = match limit {
+        None => Ok(()),
+        Some(RatePer::All) => route.policy.check_rate(&()),
+        Some(RatePer::Principal) if ctx.principal != Principal::Anonymous => route.policy.check_rate(&ctx.principal),
+        Some(RatePer::Principal | RatePer::Address) => route.policy.check_rate(&peer.address.ip()),
+    };
+    within.map_err(|r| respond::refused(&r))?;
+    if let Some(spec) = &route.policy.policy().idempotency
+        && let Some(key) = idempotency::key(spec, &ctx).map_err(|r| respond::refused(&r))?
+    {
+        let scope = idempotency::scope(&ctx.principal, &route.name, key);
+        let bytes = collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline).await?;
+        return super::idempotency::once(core, route, peer, spec.keep, scope, ctx, head, bytes).await;
+    }
+    let slot = route.policy.acquire(ctx.deadline).await.map_err(|r| respond::refused(&r))?;
+    record.holds(slot);
+
+    // Send.
+    match &route.to {
+        Target::Service { .. } => proxy(core, route, peer, &ctx, head, body.into()).await,
+        _ => {
+            let bytes = collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline).await?;
+            send(core, route, peer, &ctx, head, bytes).await
+        }
+    }
+}
+
+/// Sends a request whose body was collected to whatever the route's target is.
+pub(super) async fn send(
+    core: &Arc<Core>,
+    route: &Route,
+    peer: &Peer,
+    ctx: &Context,
+    head: Parts,
+    body: Bytes,
+) -> Result<Response<Body>, Problem> {
+    match &route.to {
+        Target::Service { .. } => proxy(core, route, peer, ctx, head, body.into()).await,
+        Target::Saga { .. } | Target::Topic(_) | Target::Queue(_) => {
+            Err(Problem::new(code::NOT_IMPLEMENTED, "this target is not served yet"))
+        }
+    }
+}
+
+/// Passes a request on to a service, attempt by attempt.
+async fn proxy(
+    core: &Core,
+    route: &Route,
+    peer: &Peer,
+    ctx: &Context,
+    mut head: Parts,
+    body: weft_mesh::Body,
+) -> Result<Response<Body>, Problem> {
+    let Target::Service { service, .. } = &route.to else { unreachable!("only routes to services are proxied") };
+    let host = match head.uri.authority() {
+        Some(a) => HeaderValue::from_str(a.as_str()).ok(),
+        None => head.headers.get(header::HOST).cloned(),
+    };
+    headers::to_upstream(&mut head.headers, peer, head.version, host.as_ref());
+    let service = core.deps.mesh.service(service).map_err(|e| respond::upstream(&e))?;
+    let out = Outbound::new(Request::from_parts(head, body));
+    let replay = out.replay();
+    match attempt::run(&route.policy, ctx, replay, |a| service.send(ctx, &out, a)).await {
+        Ok(done) => {
+            let (parts, body) = done.answer.response.into_parts();
+            let mut response = Response::new(Body::from(body));
+            *response.status_mut() = parts.status;
+            *response.headers_mut() = parts.headers;
+            headers::to_downstream(response.headers_mut(), parts.version);
+            Ok(response)
+        }
+        Err(failure) => Err(failed(failure)),
+    }
+}
+
+fn failed(f: Failure<weft_mesh::Error>) -> Problem {
+    let p = match f.cause {
+        Cause::Attempt(e) => respond::upstream(&e),
+        Cause::Timeout(t) => {
+            Problem::new(code::UPSTREAM_TIMEOUT, format!("no answer within the attempt timeout of {t:?}"))
+        }
+        Cause::Deadline => Problem::new(code::DEADLINE_EXCEEDED, "no answer before the deadline of the request"),
+        Cause::Refused(r) => respond::refused(&r),
+    };
+    if f.attempts > 0 { p.with("attempts", f.attempts) } else { p }
+}
+
+/// The route's index, and the target to send where it is not what was asked for.
+fn locate(running: &Running, head: &Parts) -> Result<(usize, Option<Uri>), Problem> {
+    if head.method == Method::CONNECT {
+        return Err(Problem::new(code::NOT_IMPLEMENTED, "CONNECT is not supported"));
+    }
+    let host = headers::host(&head.uri, &head.headers).map_err(|e| Problem::new(code::BAD_REQUEST, e))?;
+    let given = head.uri.path();
+    let path = normal(given).ok_or_else(|| {
+        Problem::new(code::INVALID_PATH, format!("the path '{given}' has dot segments or broken percent-encoding"))
+    })?;
+    let query = head.uri.query();
+    let asked = Asked { host, path: &path, query, method: &head.method, headers: &head.headers };
+    let route = match running.table.find(&asked) {
+        Found::Route(i) => i,
+        Found::Nothing => {
+            let detail = format!("no route matches {} {given} for host '{host}'", head.method);
+            return Err(Problem::new(code::ROUTE_NOT_FOUND, detail));
+        }
+        Found::OtherMethods(allowed) => {
+            let allow = allowed.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+            let p = Problem::new(
+                code::METHOD_NOT_ALLOWED,
+                format!("{} is not allowed at {given}, {allow} is", head.method),
+            );
+            return Err(match HeaderValue::from_str(&allow) {
+                Ok(v) => p.with_header(header::ALLOW, v),
+                Err(_) => p,
+            });
+        }
+    };
+    let rewritten = running.table.rewrite(route, &path);
+    let to_send = match (&rewritten, &path) {
+        (Some(r), _) => r.as_str(),
+        (None, std::borrow::Cow::Owned(p)) => p.as_str(),
+        (None, std::borrow::Cow::Borrowed(_)) => return Ok((route, None)),
+    };
+    let target = match query {
+        None => PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(to_send.as_bytes())),
+        Some(q) => {
+            let joint = if to_send.contains('?') { '&' } else { '?' };
+            PathAndQuery::from_maybe_shared(Bytes::from(format!("{to_send}{joint}{q}")))
+        }
+    };
+    let target =
+        target.map_err(|e| Problem::new(code::INVALID_PATH, format!("the rewritten path '{to_send}': {e}")))?;
+    let mut parts = http::uri::Parts::default();
+    parts.authority = head.uri.authority().cloned();
+    parts.scheme = head.uri.scheme().cloned().or_else(|| parts.authority.as_ref().map(|_| http::uri::Scheme::HTTP));
+    parts.path_and_query = Some(target);
+    let uri = Uri::from_parts(parts).map_err(|e| Problem::new(code::INVALID_PATH, e.to_string()))?;
+    Ok((route, Some(uri)))
+}
+
+/// The span of this exchange: under the caller's when the caller is trusted, else the first of a trace.
+fn trace(peer: &Peer, h: &HeaderMap) -> Trace {
+    let said = if peer.trusted { h.get(headers::TRACEPARENT) } else { None };
+    match said.and_then(|v| v.to_str().ok()).and_then(Trace::parse) {
+        Some(t) => t.child(),
+        None => Trace::root(),
+    }
+}
+
+fn idempotency_key(h: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
+    let mut all = h.get_all(headers::IDEMPOTENCY_KEY).iter();
+    let Some(first) = all.next() else { return Ok(None) };
+    let text = first.to_str().ok().filter(|_| all.next().is_none());
+    let text = text.ok_or_else(|| {
+        Problem::new(code::IDEMPOTENCY_KEY_INVALID, "there must be one Idempotency-Key, in visible ASCII")
+    })?;
+    // The draft's form is a structured-field string; bare values are what most clients send. Both mean the same key.
+    let bare = text.trim();
+    let bare = bare.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(bare);
+    Ok(Some(bare.into()))
+}
+
+fn baggage(peer: &Peer, h: &HeaderMap) -> Option<Arc<str>> {
+    if !peer.trusted {
+        return None;
+    }
+    let v = h.get(headers::BAGGAGE)?.to_str().ok()?;
+    (v.len() <= limits::BAGGAGE_BYTES).then(|| v.into())
+}

@@ -1,0 +1,10 @@
+//! The gateway end to end: real sockets, real clients, real services.
+
+mod support;
+
+mod bad_input;
+mod grpc;
+mod idempotency;
+mod protocols;
+mod proxying;
+mod resilience;

@@ -1,0 +1,235 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use tokio::sync::{Semaphore, mpsc};
+use weft_core::limits;
+use weft_policy::spec::{Breaker, Bulkhead, Rate, RatePer, Retry};
+
+use crate::support::*;
+
+fn counting(fail_first: usize, status: u16) -> (Arc<AtomicUsize>, impl Future<Output = std::net::SocketAddr>) {
+    let seen = Arc::new(AtomicUsize::new(0));
+    let counted = seen.clone();
+    let address = service(move |r| {
+        let n = counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let body = r.into_body().collect().await.unwrap().to_bytes();
+            if n < fail_first { answer(status, "no") } else { answer(200, body) }
+        }
+    });
+    (seen, address)
+}
+
+fn quick(attempts: u32) -> Option<Retry> {
+    let ms = Duration::from_millis(1);
+    Some(Retry { attempts, backoff_min: ms, backoff_max: ms, jitter: false, budget: 1.0, budget_min: 100 })
+}
+
+#[tokio::test]
+async fn a_get_is_tried_again_and_a_post_is_not() {
+    let (seen, address) = counting(2, 503);
+    let w = one(address.await, |r| r.policy.retry = quick(3));
+    assert_eq!(w.get("/x").await.0, 200);
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+
+    let (seen, address) = counting(2, 503);
+    let w = one(address.await, |r| r.policy.retry = quick(3));
+    let post = |key: bool| {
+        let r = Request::post("/x").header("host", "h");
+        let r = if key { r.header("idempotency-key", "k") } else { r };
+        w.send(r.body(Full::default()).unwrap())
+    };
+    assert_eq!(post(false).await.status(), 503);
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+    assert_eq!(post(true).await.status(), 200, "a key makes it safe");
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_streaming_body_that_was_sent_is_not_sent_again() {
+    let (seen, address) = counting(2, 503);
+    let w = one(address.await, |r| r.policy.retry = quick(3));
+    let r = Request::put("/x").header("host", "h").body(Full::new(Bytes::from_static(b"data"))).unwrap();
+    assert_eq!(w.send(r).await.status(), 503);
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_tried_elsewhere_with_its_body() {
+    let (seen, address) = counting(0, 200);
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut r = route("all", "/**", "s");
+    r.policy.retry = quick(3);
+    let s = spec_of("s", weft_mesh::Protocol::Http, &[dead, address.await]);
+    let w = World::start(gateway(vec![r]), &[s]);
+    for _ in 0..8 {
+        let r = Request::post("/x").header("host", "h").body(Full::new(Bytes::from_static(b"data"))).unwrap();
+        let r = w.send(r).await;
+        assert_eq!(r.status(), 200);
+        assert_eq!(r.into_body().collect().await.unwrap().to_bytes(), "data");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 8);
+}
+
+#[tokio::test]
+async fn a_service_that_cannot_be_reached_is_502() {
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let w = one(dead, |r| r.policy.retry = None);
+    let (status, body) = w.get("/x").await;
+    assert_eq!((status, json(&body)["code"].as_str()), (StatusCode::BAD_GATEWAY, Some("upstream-unreachable")));
+}
+
+#[tokio::test]
+async fn an_open_breaker_fails_fast_with_retry_after() {
+    let (seen, address) = counting(usize::MAX, 503);
+    let w = one(address.await, |r| {
+        r.policy.retry = None;
+        r.policy.breaker =
+            Some(Breaker { min_calls: 4, window: 8, open_for: Duration::from_secs(60), ..Default::default() });
+    });
+    for _ in 0..4 {
+        assert_eq!(w.get("/x").await.1, "no");
+    }
+    let r = w.send(get("/x")).await;
+    assert_eq!((r.status(), &r.headers()["retry-after"]), (StatusCode::SERVICE_UNAVAILABLE, &"60".parse().unwrap()));
+    assert_eq!(json(&r.into_body().collect().await.unwrap().to_bytes())["code"], "breaker-open");
+    assert_eq!(seen.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn a_service_that_is_too_slow_is_504() {
+    let address = service(|_| std::future::pending()).await;
+    let short = Some(Duration::from_millis(50));
+    for (deadline, attempt, code) in
+        [(short, None, "deadline-exceeded"), (Some(Duration::from_secs(60)), short, "upstream-timeout")]
+    {
+        let w = one(address, |r| {
+            r.policy.retry = None;
+            (r.policy.deadline, r.policy.attempt_timeout) = (deadline, attempt);
+        });
+        let (status, body) = w.get("/x").await;
+        assert_eq!((status, json(&body)["code"].as_str()), (StatusCode::GATEWAY_TIMEOUT, Some(code)));
+    }
+}
+
+#[tokio::test]
+async fn a_place_in_the_bulkhead_is_held_until_the_answer_ends() {
+    let (chunk, chunks) = mpsc::unbounded_channel::<Bytes>();
+    let chunks = Arc::new(tokio::sync::Mutex::new(Some(chunks)));
+    let address = service(move |_| {
+        let chunks = chunks.clone();
+        async move {
+            let Some(chunks) = chunks.lock().await.take() else { return answer(200, "short") };
+            let stream = futures_util::stream::unfold(chunks, |mut c| async move {
+                c.recv().await.map(|b| (Ok::<_, BoxError>(Frame::data(b)), c))
+            });
+            http::Response::new(BodyExt::boxed_unsync(StreamBody::new(stream)))
+        }
+    })
+    .await;
+    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO }));
+    chunk.send(Bytes::from_static(b"a")).unwrap();
+    let mut streaming = w.send(get("/stream")).await.into_body();
+    assert_eq!(streaming.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
+    let full = w.send(get("/x")).await;
+    assert_eq!((full.status(), full.headers().contains_key("retry-after")), (StatusCode::SERVICE_UNAVAILABLE, true));
+    assert_eq!(json(&full.into_body().collect().await.unwrap().to_bytes())["code"], "bulkhead-full");
+    drop(chunk);
+    assert!(streaming.frame().await.is_none());
+    // The place is free when the gateway has written the end, which the client sees at about the same time.
+    let mut last = StatusCode::OK;
+    for _ in 0..200 {
+        last = w.get("/x").await.0;
+        if last == 200 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("{last}");
+}
+
+#[tokio::test]
+async fn over_the_rate_is_429_with_retry_after() {
+    let (_, address) = counting(0, 200);
+    let w = one(address.await, |r| {
+        r.policy.rate = Some(Rate { limit: 1, period: Duration::from_secs(3600), burst: 1, per: RatePer::All });
+    });
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        let r = w.send(get("/x")).await;
+        if r.status() == 429 {
+            assert!(r.headers()["retry-after"].to_str().unwrap().parse::<u64>().unwrap() > 1);
+        }
+        statuses.push(r.status().as_u16());
+    }
+    assert_eq!((statuses[0], statuses[3]), (200, 429), "{statuses:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_goes_away_is_counted_and_frees_its_place() {
+    let started = Arc::new(Semaphore::new(0));
+    let signal = started.clone();
+    let address = service(move |_| {
+        signal.add_permits(1);
+        std::future::pending()
+    })
+    .await;
+    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO }));
+    let stream = tokio::net::TcpStream::connect(w.address()).await.unwrap();
+    stream.writable().await.unwrap();
+    stream.try_write(b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n").unwrap();
+    started.acquire().await.unwrap().forget();
+    assert_eq!(w.gateway.policy("all").unwrap().stats().under_way, 1);
+    drop(stream);
+    for _ in 0..400 {
+        if w.gateway.policy("all").unwrap().stats().under_way == 0 {
+            let text = w.telemetry.metrics().render_prometheus();
+            assert!(text.contains(r#"weft_http_requests_total{route="all",code="499"} 1"#), "{text}");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the place was not given back");
+}
+
+#[tokio::test]
+async fn a_drain_lets_requests_finish_closes_idle_connections_and_takes_no_new_ones() {
+    let gate = Arc::new(Semaphore::new(0));
+    let started = Arc::new(Semaphore::new(0));
+    let (g, s) = (gate.clone(), started.clone());
+    let address = service(move |_| {
+        let g = g.clone();
+        s.add_permits(1);
+        async move {
+            g.acquire().await.unwrap().forget();
+            answer(200, "done")
+        }
+    })
+    .await;
+    let w = one(address, |_| {});
+    let to = w.address();
+    let mut idle = tokio::net::TcpStream::connect(to).await.unwrap();
+    let under_way = tokio::spawn(async move { send(to, get("/x")).await });
+    started.acquire().await.unwrap().forget();
+    let World { gateway, .. } = w;
+    let down = tokio::spawn(gateway.shutdown());
+    assert_eq!(read_all(&mut idle).await, "", "the idle connection is closed");
+    for _ in 0..200 {
+        if tokio::net::TcpStream::connect(to).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(tokio::net::TcpStream::connect(to).await.is_err(), "no new connections are taken");
+    assert!(!down.is_finished());
+    gate.add_permits(1);
+    let r = under_way.await.unwrap();
+    assert_eq!((r.status(), &r.headers()["connection"]), (StatusCode::OK, &"close".parse().unwrap()));
+    assert_eq!(r.into_body().collect().await.unwrap().to_bytes(), "done");
+    tokio::time::timeout(limits::DRAIN / 2, down).await.expect("it ends when the last request ends").unwrap();
+}
