@@ -12,6 +12,7 @@ use arc_swap::ArcSwap;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
+use weft_broker::Broker;
 use weft_core::{Class, Classify, Origin, limits};
 use weft_mesh::Mesh;
 use weft_policy::Instance;
@@ -35,6 +36,8 @@ pub struct Deps {
     pub telemetry: Telemetry,
     /// Calls services.
     pub mesh: Mesh,
+    /// Takes messages of routes to queues and topics.
+    pub broker: Broker,
 }
 
 /// Why the gateway does not start, or does not take a configuration.

@@ -7,6 +7,7 @@ pub mod cloudevents;
 pub mod gateway;
 pub mod http;
 pub mod listener;
+pub mod publish;
 pub mod route;
 pub mod spec;
 

@@ -11,6 +11,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
 use hyper::body::Incoming;
 use tokio::time::Instant;
+use weft_broker::Channel;
 use weft_core::{Context, Deadline, Principal, Trace, limits};
 use weft_mesh::Outbound;
 use weft_policy::attempt::{self, Cause, Failure};
@@ -130,9 +131,9 @@ pub(super) async fn send(
 ) -> Result<Response<Body>, Problem> {
     match &route.to {
         Target::Service { .. } => proxy(core, route, peer, ctx, head, body.into()).await,
-        Target::Saga { .. } | Target::Topic(_) | Target::Queue(_) => {
-            Err(Problem::new(code::NOT_IMPLEMENTED, "this target is not served yet"))
-        }
+        Target::Topic(t) => super::publish::publish(core, ctx, Channel::Topic(t.clone()), &head, body).await,
+        Target::Queue(q) => super::publish::publish(core, ctx, Channel::Queue(q.clone()), &head, body).await,
+        Target::Saga { .. } => Err(Problem::new(code::NOT_IMPLEMENTED, "this target is not served yet")),
     }
 }
 

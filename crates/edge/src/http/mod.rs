@@ -6,5 +6,6 @@ pub mod body;
 mod collect;
 pub mod headers;
 pub(crate) mod idempotency;
+mod publish;
 mod record;
 pub mod respond;

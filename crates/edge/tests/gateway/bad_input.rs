@@ -13,7 +13,7 @@ fn status_line(text: &str) -> &str {
 
 #[tokio::test]
 async fn malformed_requests_are_answered_400_and_do_not_disturb_others() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     for bad in [
         &b"GET\r\n\r\n"[..],
         b"GET /a b HTTP/1.1\r\nhost: h\r\n\r\n",
@@ -35,7 +35,7 @@ async fn malformed_requests_are_answered_400_and_do_not_disturb_others() {
 
 #[tokio::test]
 async fn a_request_needs_exactly_one_host_and_a_path_in_normal_form() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     for (bad, code) in [
         ("GET / HTTP/1.1\r\n\r\n", "bad-request"),
         ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n", "bad-request"),
@@ -53,7 +53,7 @@ async fn a_request_needs_exactly_one_host_and_a_path_in_normal_form() {
 
 #[tokio::test]
 async fn heads_over_the_limits_are_431() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     let long = format!("GET / HTTP/1.1\r\nhost: h\r\nx: {}\r\n\r\n", "a".repeat(limits::HEADER_BYTES + 1));
     assert!(status_line(&raw(w.address(), long.as_bytes()).await).starts_with("HTTP/1.1 431"));
     let fields = |n: usize| {
@@ -80,7 +80,7 @@ async fn a_request_cannot_be_smuggled_behind_another() {
         }
     })
     .await;
-    let w = one(address, |_| {});
+    let w = one(address, |_| {}).await;
     // CL.TE (RFC 9112 6.1): the chunked framing counts, and the connection is closed after the answer, so that what
     // follows is nobody's request.
     let text = raw(
@@ -101,7 +101,7 @@ async fn a_request_cannot_be_smuggled_behind_another() {
 
 #[tokio::test]
 async fn a_broken_chunk_ends_the_request_and_not_the_gateway() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     let text =
         raw(w.address(), b"POST /a HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\nabc\r\n").await;
     assert!(!text.contains("200 OK"), "{text}");
@@ -112,7 +112,8 @@ async fn a_broken_chunk_ends_the_request_and_not_the_gateway() {
 async fn a_collected_body_over_the_limit_is_413_and_one_at_it_is_not() {
     let w = one(echo().await, |r| {
         r.policy.idempotency = Some(Idempotency { public: true, ..Default::default() });
-    });
+    })
+    .await;
     let send = |n: usize, key: &str| {
         let body = http_body_util::Full::new(bytes::Bytes::from(vec![b'a'; n]));
         let r = http::Request::put("/x").header("host", "h").header("idempotency-key", key).body(body).unwrap();
@@ -128,7 +129,7 @@ async fn a_collected_body_over_the_limit_is_413_and_one_at_it_is_not() {
 
 #[tokio::test]
 async fn an_upgrade_and_connect_are_refused_clearly() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     let text =
         raw(w.address(), b"GET /ws HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
     assert!(status_line(&text).contains("501") && text.contains("not-implemented"), "{text}");

@@ -99,7 +99,7 @@ async fn world(change: impl FnOnce(&mut weft_edge::spec::RouteSpec)) -> (World, 
     let mut r = route("echo", "/test.Echo/**", "s");
     r.policy.retry = None;
     change(&mut r);
-    let w = World::start(gateway(vec![r]), &[spec_of("s", Protocol::Grpc, &[address])]);
+    let w = World::start(gateway(vec![r]), &[spec_of("s", Protocol::Grpc, &[address])]).await;
     let channel = Endpoint::try_from(format!("http://{}", w.address())).unwrap().connect().await.unwrap();
     (w, channel)
 }

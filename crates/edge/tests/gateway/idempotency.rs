@@ -50,7 +50,7 @@ fn required(r: &mut weft_edge::spec::RouteSpec) {
 #[tokio::test]
 async fn the_same_key_gets_the_stored_answer_and_the_service_is_called_once() {
     let (seen, address) = counter().await;
-    let w = one(address, required);
+    let w = one(address, required).await;
     assert_eq!(text(keyed(&w, "k", "{}").await).await, (201, false, "call 1".into()));
     let again = keyed(&w, "k", "{}").await;
     assert_eq!(again.headers()["x-order"], "7");
@@ -67,7 +67,7 @@ async fn the_same_key_gets_the_stored_answer_and_the_service_is_called_once() {
 #[tokio::test]
 async fn another_payload_under_the_same_key_is_422_and_no_key_is_400() {
     let (seen, address) = counter().await;
-    let w = one(address, required);
+    let w = one(address, required).await;
     keyed(&w, "k", "{}").await;
     let (status, _, body) = text(keyed(&w, "k", "{\"a\":1}").await).await;
     assert_eq!((status, json(body.as_bytes())["code"].as_str()), (422, Some("idempotency-key-reused")));
@@ -83,7 +83,7 @@ async fn another_payload_under_the_same_key_is_422_and_no_key_is_400() {
 #[tokio::test]
 async fn a_refusal_is_kept_and_a_failure_releases_the_key() {
     let (seen, address) = counter().await;
-    let w = one(address, required);
+    let w = one(address, required).await;
     assert_eq!(text(keyed(&w, "a", "402").await).await, (402, false, "call 1".into()));
     assert_eq!(text(keyed(&w, "a", "402").await).await, (402, true, "call 1".into()));
     assert_eq!(text(keyed(&w, "b", "503").await).await, (503, false, "call 2".into()));
@@ -105,7 +105,7 @@ async fn a_duplicate_in_flight_is_409_and_the_work_goes_on_when_its_client_goes_
         }
     })
     .await;
-    let w = one(address, required);
+    let w = one(address, required).await;
     let first = tokio::spawn(keyed(&w, "k", "{}"));
     started.acquire().await.unwrap().forget();
     let (status, _, body) = text(keyed(&w, "k", "{}").await).await;
@@ -128,16 +128,17 @@ async fn a_duplicate_in_flight_is_409_and_the_work_goes_on_when_its_client_goes_
 #[tokio::test]
 async fn stored_answers_survive_a_restart() {
     let (seen, address) = counter().await;
-    let w = one(address, required);
+    let w = one(address, required).await;
     keyed(&w, "k", "{}").await;
-    let World { gateway: g, store, dir, mesh, telemetry } = w;
+    let World { gateway: g, store, dir, mesh, telemetry, broker } = w;
     g.shutdown().await;
-    drop((mesh, telemetry));
+    broker.close().await;
+    drop((mesh, telemetry, broker));
     store.close().await.unwrap();
     drop(store);
     let mut r = route("all", "/**", "s");
     required(&mut r);
-    let w = World::start_in(dir, gateway(vec![r]), &[spec_of("s", weft_mesh::Protocol::Http, &[address])]);
+    let w = World::start_in(dir, gateway(vec![r]), &[spec_of("s", weft_mesh::Protocol::Http, &[address])]).await;
     assert_eq!(text(keyed(&w, "k", "{}").await).await, (201, true, "call 1".into()));
     assert_eq!(seen.load(Ordering::SeqCst), 1);
 }
@@ -145,7 +146,7 @@ async fn stored_answers_survive_a_restart() {
 #[tokio::test]
 async fn anonymous_callers_may_not_use_keys_unless_the_route_is_public() {
     let (_, address) = counter().await;
-    let w = one(address, |r| r.policy.idempotency = Some(Idempotency::default()));
+    let w = one(address, |r| r.policy.idempotency = Some(Idempotency::default())).await;
     let (status, _, body) = text(keyed(&w, "k", "{}").await).await;
     assert_eq!((status, json(body.as_bytes())["code"].as_str()), (400, Some("idempotency-key-anonymous")));
 }

@@ -8,3 +8,4 @@ mod idempotency;
 mod protocols;
 mod proxying;
 mod resilience;
+mod targets;

@@ -12,7 +12,7 @@ use crate::support::*;
 
 #[tokio::test]
 async fn http2_with_prior_knowledge_and_http1_share_a_listener() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     let mut client = h2(w.address()).await;
     for i in 0..3 {
         let r = Request::get(format!("http://shop.test/{i}")).body(Full::<Bytes>::default()).unwrap();
@@ -41,7 +41,7 @@ async fn tls_agrees_on_a_protocol_by_alpn() {
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let mut spec = gateway(vec![route("all", "/**", "s")]);
     spec.listen = vec![ListenSpec { tls: Some((chain, key)), ..listen() }];
-    let w = World::start(spec, &[spec_of("s", Protocol::Http, &[echo().await])]);
+    let w = World::start(spec, &[spec_of("s", Protocol::Http, &[echo().await])]).await;
 
     let mut roots = rustls::RootCertStore::empty();
     roots.add(made.cert.der().clone()).unwrap();

@@ -15,7 +15,7 @@ use crate::support::*;
 
 #[tokio::test]
 async fn a_request_passes_through_with_the_fields_a_proxy_adds() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     let mut r = get("/a/b?x=1");
     r.headers_mut().insert("connection", "keep-alive, x-hop".parse().unwrap());
     r.headers_mut().insert("x-hop", "1".parse().unwrap());
@@ -43,7 +43,8 @@ async fn paths_are_rewritten_and_the_query_stays() {
     let w = one(echo().await, |r| {
         r.matches.path = "/v1/orders/**".into();
         r.to = Target::Service { service: name("s"), path: Some("/orders/{**}".into()) };
-    });
+    })
+    .await;
     let (_, body) = w.get("/v1/orders/7/lines?x=a%20b").await;
     assert!(body.starts_with(b"GET /orders/7/lines?x=a%20b\n"), "{body:?}");
     let (_, body) = w.get("/v1/orders").await;
@@ -52,7 +53,7 @@ async fn paths_are_rewritten_and_the_query_stays() {
 
 #[tokio::test]
 async fn the_trace_of_a_trusted_caller_goes_on_through_the_gateway() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     let caller = Trace::root();
     let mut r = get("/x");
     r.headers_mut().insert("traceparent", caller.to_traceparent().parse().unwrap());
@@ -82,7 +83,7 @@ async fn spans(w: &World, trace: Trace, n: usize) -> Vec<weft_telemetry::SpanRec
 
 #[tokio::test]
 async fn requests_are_counted_by_route_and_status() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     for _ in 0..3 {
         w.get("/x").await;
     }
@@ -101,7 +102,8 @@ async fn no_route_is_404_and_another_method_is_405_with_allow() {
     let w = one(echo().await, |r| {
         r.matches.path = "/a".into();
         r.matches.methods = vec!["PUT".into()];
-    });
+    })
+    .await;
     let (status, body) = w.get("/b").await;
     assert_eq!((status, json(&body)["code"].as_str()), (StatusCode::NOT_FOUND, Some("route-not-found")));
     let r = w.send(get("/a")).await;
@@ -122,7 +124,7 @@ async fn a_large_body_streams_both_ways_without_being_held() {
         http::Response::new(body.map_err(Into::into).boxed_unsync())
     })
     .await;
-    let w = one(address, |_| {});
+    let w = one(address, |_| {}).await;
     let made = Arc::new(AtomicUsize::new(0));
     let counted = made.clone();
     let data = Bytes::from(vec![7; CHUNK]);
@@ -150,7 +152,7 @@ async fn a_large_body_streams_both_ways_without_being_held() {
 
 #[tokio::test]
 async fn a_swap_changes_routes_and_a_bad_one_changes_nothing() {
-    let w = one(echo().await, |r| r.matches.path = "/old".into());
+    let w = one(echo().await, |r| r.matches.path = "/old".into()).await;
     assert_eq!(w.get("/old").await.0, 200);
     let mut spec = gateway(vec![route("all", "/new", "s")]);
     w.gateway.swap(&spec).unwrap();
@@ -163,14 +165,14 @@ async fn a_swap_changes_routes_and_a_bad_one_changes_nothing() {
 
 #[tokio::test]
 async fn an_unknown_service_is_503_no_instance() {
-    let w = World::start(gateway(vec![route("all", "/**", "nobody")]), &[spec_of("s", Protocol::Http, &[])]);
+    let w = World::start(gateway(vec![route("all", "/**", "nobody")]), &[spec_of("s", Protocol::Http, &[])]).await;
     let (status, body) = w.get("/x").await;
     assert_eq!((status, json(&body)["code"].as_str()), (StatusCode::SERVICE_UNAVAILABLE, Some("no-instance")));
 }
 
 #[tokio::test]
 async fn a_head_request_has_no_body_and_keeps_its_connection() {
-    let w = one(echo().await, |_| {});
+    let w = one(echo().await, |_| {}).await;
     let text = raw(
         w.address(),
         b"HEAD /x HTTP/1.1\r\nhost: h\r\n\r\nHEAD /y HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n",

@@ -33,12 +33,12 @@ fn quick(attempts: u32) -> Option<Retry> {
 #[tokio::test]
 async fn a_get_is_tried_again_and_a_post_is_not() {
     let (seen, address) = counting(2, 503);
-    let w = one(address.await, |r| r.policy.retry = quick(3));
+    let w = one(address.await, |r| r.policy.retry = quick(3)).await;
     assert_eq!(w.get("/x").await.0, 200);
     assert_eq!(seen.load(Ordering::SeqCst), 3);
 
     let (seen, address) = counting(2, 503);
-    let w = one(address.await, |r| r.policy.retry = quick(3));
+    let w = one(address.await, |r| r.policy.retry = quick(3)).await;
     let post = |key: bool| {
         let r = Request::post("/x").header("host", "h");
         let r = if key { r.header("idempotency-key", "k") } else { r };
@@ -53,7 +53,7 @@ async fn a_get_is_tried_again_and_a_post_is_not() {
 #[tokio::test]
 async fn a_streaming_body_that_was_sent_is_not_sent_again() {
     let (seen, address) = counting(2, 503);
-    let w = one(address.await, |r| r.policy.retry = quick(3));
+    let w = one(address.await, |r| r.policy.retry = quick(3)).await;
     let r = Request::put("/x").header("host", "h").body(Full::new(Bytes::from_static(b"data"))).unwrap();
     assert_eq!(w.send(r).await.status(), 503);
     assert_eq!(seen.load(Ordering::SeqCst), 1);
@@ -66,7 +66,7 @@ async fn a_refused_connection_is_tried_elsewhere_with_its_body() {
     let mut r = route("all", "/**", "s");
     r.policy.retry = quick(3);
     let s = spec_of("s", weft_mesh::Protocol::Http, &[dead, address.await]);
-    let w = World::start(gateway(vec![r]), &[s]);
+    let w = World::start(gateway(vec![r]), &[s]).await;
     for _ in 0..8 {
         let r = Request::post("/x").header("host", "h").body(Full::new(Bytes::from_static(b"data"))).unwrap();
         let r = w.send(r).await;
@@ -79,7 +79,7 @@ async fn a_refused_connection_is_tried_elsewhere_with_its_body() {
 #[tokio::test]
 async fn a_service_that_cannot_be_reached_is_502() {
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let w = one(dead, |r| r.policy.retry = None);
+    let w = one(dead, |r| r.policy.retry = None).await;
     let (status, body) = w.get("/x").await;
     assert_eq!((status, json(&body)["code"].as_str()), (StatusCode::BAD_GATEWAY, Some("upstream-unreachable")));
 }
@@ -91,7 +91,8 @@ async fn an_open_breaker_fails_fast_with_retry_after() {
         r.policy.retry = None;
         r.policy.breaker =
             Some(Breaker { min_calls: 4, window: 8, open_for: Duration::from_secs(60), ..Default::default() });
-    });
+    })
+    .await;
     for _ in 0..4 {
         assert_eq!(w.get("/x").await.1, "no");
     }
@@ -111,7 +112,8 @@ async fn a_service_that_is_too_slow_is_504() {
         let w = one(address, |r| {
             r.policy.retry = None;
             (r.policy.deadline, r.policy.attempt_timeout) = (deadline, attempt);
-        });
+        })
+        .await;
         let (status, body) = w.get("/x").await;
         assert_eq!((status, json(&body)["code"].as_str()), (StatusCode::GATEWAY_TIMEOUT, Some(code)));
     }
@@ -132,7 +134,7 @@ async fn a_place_in_the_bulkhead_is_held_until_the_answer_ends() {
         }
     })
     .await;
-    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO }));
+    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO })).await;
     chunk.send(Bytes::from_static(b"a")).unwrap();
     let mut streaming = w.send(get("/stream")).await.into_body();
     assert_eq!(streaming.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
@@ -158,7 +160,8 @@ async fn over_the_rate_is_429_with_retry_after() {
     let (_, address) = counting(0, 200);
     let w = one(address.await, |r| {
         r.policy.rate = Some(Rate { limit: 1, period: Duration::from_secs(3600), burst: 1, per: RatePer::All });
-    });
+    })
+    .await;
     let mut statuses = Vec::new();
     for _ in 0..4 {
         let r = w.send(get("/x")).await;
@@ -179,7 +182,7 @@ async fn a_client_that_goes_away_is_counted_and_frees_its_place() {
         std::future::pending()
     })
     .await;
-    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO }));
+    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO })).await;
     let stream = tokio::net::TcpStream::connect(w.address()).await.unwrap();
     stream.writable().await.unwrap();
     stream.try_write(b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n").unwrap();
@@ -211,7 +214,7 @@ async fn a_drain_lets_requests_finish_closes_idle_connections_and_takes_no_new_o
         }
     })
     .await;
-    let w = one(address, |_| {});
+    let w = one(address, |_| {}).await;
     let to = w.address();
     let mut idle = tokio::net::TcpStream::connect(to).await.unwrap();
     let under_way = tokio::spawn(async move { send(to, get("/x")).await });

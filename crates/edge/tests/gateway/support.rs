@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use weft_broker::Broker;
 use weft_core::Name;
 use weft_edge::gateway::{Deps, Gateway};
 use weft_edge::spec::{GatewaySpec, ListenSpec, RouteMatch, RouteSpec, Target};
@@ -29,23 +30,26 @@ pub struct World {
     pub gateway: Gateway,
     pub telemetry: Telemetry,
     pub mesh: Mesh,
+    pub broker: Broker,
     pub store: Arc<dyn Store>,
     pub dir: tempfile::TempDir,
 }
 
 impl World {
-    pub fn start(spec: GatewaySpec, services: &[ServiceSpec]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), spec, services)
+    pub async fn start(spec: GatewaySpec, services: &[ServiceSpec]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), spec, services).await
     }
 
-    pub fn start_in(dir: tempfile::TempDir, spec: GatewaySpec, services: &[ServiceSpec]) -> Self {
+    pub async fn start_in(dir: tempfile::TempDir, spec: GatewaySpec, services: &[ServiceSpec]) -> Self {
         let store: Arc<dyn Store> = Arc::new(Embedded::open(Config::new(dir.path())).unwrap());
         let telemetry = Telemetry::new();
         let mesh = Mesh::new(store.clone(), telemetry.clone());
         mesh.apply(services).unwrap();
-        let deps = Deps { store: store.clone(), telemetry: telemetry.clone(), mesh: mesh.clone() };
+        let broker = Broker::open(store.clone(), telemetry.clone()).await.unwrap();
+        let (b, t, m) = (broker.clone(), telemetry.clone(), mesh.clone());
+        let deps = Deps { store: store.clone(), telemetry: t, mesh: m, broker: b };
         let gateway = Gateway::start(1, &spec, deps).unwrap();
-        Self { gateway, telemetry, mesh, store, dir }
+        Self { gateway, telemetry, mesh, broker, store, dir }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -195,10 +199,10 @@ pub fn route(route: &str, path: &str, service: &str) -> RouteSpec {
 }
 
 /// A gateway with one route `/**` to one service.
-pub fn one(service: SocketAddr, change: impl FnOnce(&mut RouteSpec)) -> World {
+pub async fn one(service: SocketAddr, change: impl FnOnce(&mut RouteSpec)) -> World {
     let mut r = route("all", "/**", "s");
     change(&mut r);
-    World::start(gateway(vec![r]), &[spec_of("s", Protocol::Http, &[service])])
+    World::start(gateway(vec![r]), &[spec_of("s", Protocol::Http, &[service])]).await
 }
 
 pub fn json(body: &[u8]) -> serde_json::Value {
