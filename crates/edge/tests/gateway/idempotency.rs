@@ -55,11 +55,8 @@ async fn the_same_key_gets_the_stored_answer_and_the_service_is_called_once() {
     let again = keyed(&w, "k", "{}").await;
     assert_eq!(again.headers()["x-order"], "7");
     assert_eq!(text(again).await, (201, true, "call 1".into()));
-    assert_eq!(
-        text(keyed(&w, "\"k\"", "{}").await).await.1,
-        true,
-        "quoted, as the draft writes it, it is the same key"
-    );
+    let quoted = text(keyed(&w, "\"k\"", "{}").await).await;
+    assert!(quoted.1, "quoted, as the draft writes it, it is the same key");
     assert_eq!(text(keyed(&w, "other", "{}").await).await, (201, false, "call 2".into()));
     assert_eq!(seen.load(Ordering::SeqCst), 2);
 }

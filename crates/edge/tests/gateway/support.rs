@@ -45,7 +45,7 @@ impl World {
         let telemetry = Telemetry::new();
         let mesh = Mesh::new(store.clone(), telemetry.clone());
         mesh.apply(services).unwrap();
-        let broker = Broker::open(store.clone(), telemetry.clone()).await.unwrap();
+        let broker = Broker::open(store.clone(), telemetry.clone(), mesh.clone()).await.unwrap();
         let (b, t, m) = (broker.clone(), telemetry.clone(), mesh.clone());
         let deps = Deps { store: store.clone(), telemetry: t, mesh: m, broker: b };
         let gateway = Gateway::start(1, &spec, deps).unwrap();
@@ -69,11 +69,6 @@ impl World {
 
 pub fn get(path: &str) -> Request<Full<Bytes>> {
     Request::get(path).header("host", "shop.test").body(Full::default()).unwrap()
-}
-
-pub fn post(path: &str, body: &'static str) -> http::request::Builder {
-    let _ = body;
-    Request::post(path).header("host", "shop.test").header("content-type", "application/json")
 }
 
 /// HTTP/1.1 on a connection of its own.
