@@ -127,6 +127,11 @@ impl Gateway {
         &self.addresses
     }
 
+    /// The listeners as they were opened at start.
+    pub fn listen(&self) -> &[ListenSpec] {
+        &self.listen
+    }
+
     /// Puts new routes in force. An error changes nothing. Limits of a route whose name and policy stay go on counting
     /// where they stood.
     pub fn swap(&self, spec: &GatewaySpec) -> Result<(), Error> {
