@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use weft_broker::Broker;
 use weft_core::{Class, Classify, Origin, limits};
+use weft_flow::Flow;
 use weft_mesh::Mesh;
 use weft_policy::Instance;
 use weft_store::Store;
@@ -38,6 +39,8 @@ pub struct Deps {
     pub mesh: Mesh,
     /// Takes messages of routes to queues and topics.
     pub broker: Broker,
+    /// Runs sagas of routes to them.
+    pub flow: Flow,
 }
 
 /// Why the gateway does not start, or does not take a configuration.

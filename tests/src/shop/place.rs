@@ -110,7 +110,7 @@ fn read(order: &Order, answer: &Answer) -> Result<Known> {
         (_, "saga-compensated" | "saga-rejected") => {
             Known::Ended(Outcome::Compensated, text(&body["saga"]), text(&body["detail"]))
         }
-        (409, "idempotency-in-flight") | (429 | 500 | 502..=504, _) => Known::NotYet(answer.text()),
+        (409, "idempotency-key-in-flight") | (429 | 500 | 502..=504, _) => Known::NotYet(answer.text()),
         (status, _) => {
             return Err(format!("order {} was answered {status}: {}", order.key, answer.text()).into());
         }

@@ -133,7 +133,7 @@ pub(super) async fn send(
         Target::Service { .. } => proxy(core, route, peer, ctx, head, body.into()).await,
         Target::Topic(t) => super::publish::publish(core, ctx, Channel::Topic(t.clone()), &head, body).await,
         Target::Queue(q) => super::publish::publish(core, ctx, Channel::Queue(q.clone()), &head, body).await,
-        Target::Saga { .. } => Err(Problem::new(code::NOT_IMPLEMENTED, "this target is not served yet")),
+        Target::Saga { saga, reply } => super::saga::start(core, ctx, saga, *reply, &head, body).await,
     }
 }
 

@@ -9,3 +9,4 @@ pub(crate) mod idempotency;
 mod publish;
 mod record;
 pub mod respond;
+mod saga;

@@ -127,10 +127,11 @@ async fn stored_answers_survive_a_restart() {
     let (seen, address) = counter().await;
     let w = one(address, required).await;
     keyed(&w, "k", "{}").await;
-    let World { gateway: g, store, dir, mesh, telemetry, broker } = w;
+    let World { gateway: g, store, dir, mesh, telemetry, broker, flow } = w;
     g.shutdown().await;
+    flow.close().await;
     broker.close().await;
-    drop((mesh, telemetry, broker));
+    drop((mesh, telemetry, broker, flow));
     store.close().await.unwrap();
     drop(store);
     let mut r = route("all", "/**", "s");

@@ -18,6 +18,7 @@ use weft_broker::Broker;
 use weft_core::Name;
 use weft_edge::gateway::{Deps, Gateway};
 use weft_edge::spec::{GatewaySpec, ListenSpec, RouteMatch, RouteSpec, Target};
+use weft_flow::Flow;
 use weft_mesh::{Address, Balance, Mesh, Protocol, ServiceSpec};
 use weft_policy::Policy;
 use weft_store::{Config, Embedded, Store};
@@ -31,6 +32,7 @@ pub struct World {
     pub telemetry: Telemetry,
     pub mesh: Mesh,
     pub broker: Broker,
+    pub flow: Flow,
     pub store: Arc<dyn Store>,
     pub dir: tempfile::TempDir,
 }
@@ -47,9 +49,10 @@ impl World {
         mesh.apply(services).unwrap();
         let broker = Broker::open(store.clone(), telemetry.clone(), mesh.clone()).await.unwrap();
         let (b, t, m) = (broker.clone(), telemetry.clone(), mesh.clone());
-        let deps = Deps { store: store.clone(), telemetry: t, mesh: m, broker: b };
+        let flow = Flow::open(store.clone(), b.clone(), m.clone(), t.clone()).await.unwrap();
+        let deps = Deps { store: store.clone(), telemetry: t, mesh: m, broker: b, flow: flow.clone() };
         let gateway = Gateway::start(1, &spec, deps).unwrap();
-        Self { gateway, telemetry, mesh, broker, store, dir }
+        Self { gateway, telemetry, mesh, broker, flow, store, dir }
     }
 
     pub fn address(&self) -> SocketAddr {
