@@ -21,7 +21,7 @@ pub(super) struct QueuesArgs {
     #[command(subcommand)]
     action: Option<QueueAction>,
     #[command(flatten)]
-    pub remote: Remote,
+    remote: Remote,
 }
 
 #[derive(Subcommand)]
@@ -43,7 +43,8 @@ enum QueueAction {
     },
 }
 
-pub(super) async fn queues(args: QueuesArgs, client: Client) -> Answer {
+pub(super) async fn queues(args: QueuesArgs) -> Answer {
+    let client = Client::new(&args.remote)?;
     match (args.name, args.action) {
         (None, None) => {
             let answer = client.get("/v1/queues").await?;
@@ -91,56 +92,58 @@ fn channels(answer: &Value, list: &[Value], json: bool, what: &str, nothing: &st
     let mut table =
         Table::new([what, "ready", "in flight", "delayed", "dead letters", "oldest", "durability", "origin"]);
     for q in list {
-        let dead = match &q["dead_letters"] {
-            Value::Object(_) => cell(&q["dead_letters"], "count"),
-            _ => cell(q, "dead_letters"),
-        };
-        table.row([
-            cell(q, "name"),
-            cell(q, "ready"),
-            cell(q, "in_flight"),
-            cell(q, "delayed"),
-            dead,
-            cell(q, "oldest_age"),
-            cell(q, "durability"),
-            cell(q, "origin"),
-        ]);
+        let k = |key| cell(q, key);
+        let flow = [k("ready"), k("in_flight"), k("delayed"), k("dead_letters"), oldest(q)];
+        let [ready, in_flight, delayed, dead, oldest] = flow;
+        table.row([k("name"), ready, in_flight, delayed, dead, oldest, k("durability"), k("origin")]);
     }
     table.render(nothing)
+}
+
+/// The age of the oldest message, however the answer writes it.
+fn oldest(q: &Value) -> String {
+    match q["oldest_age_ms"].as_u64() {
+        Some(ms) => units::format_duration(Duration::from_millis(ms)),
+        None => cell(q, "oldest_age"),
+    }
 }
 
 #[derive(Args)]
 pub(super) struct TopicsArgs {
     #[command(flatten)]
-    pub remote: Remote,
+    remote: Remote,
 }
 
-pub(super) async fn topics(_args: TopicsArgs, client: Client) -> Answer {
+pub(super) async fn topics(args: TopicsArgs) -> Answer {
+    let client = Client::new(&args.remote)?;
     let topics = client.get("/v1/topics").await?;
     let subscriptions = client.get("/v1/subscriptions").await?;
     if client.json {
         return Ok(pretty(&json!({"topics": topics, "subscriptions": subscriptions})));
     }
-    let mut table = Table::new(["topic", "partitions", "records", "retention", "durability", "origin"]);
+    let mut table = Table::new(["topic", "partitions", "records", "oldest", "durability", "origin"]);
     for t in items(&topics, "items") {
-        table.row(["name", "partitions", "records", "retention", "durability", "origin"].map(|k| cell(t, k)));
+        let k = |key| cell(t, key);
+        table.row([k("name"), k("partitions"), k("ready"), oldest(t), k("durability"), k("origin")]);
     }
-    let mut subs =
-        Table::new(["subscription", "topic", "mode", "ready", "in flight", "delayed", "dead letters", "push"]);
+    let mut subs = Table::new([
+        "subscription",
+        "topic",
+        "ready",
+        "in flight",
+        "delayed",
+        "dead letters",
+        "oldest",
+        "push",
+        "origin",
+    ]);
     for s in items(&subscriptions, "items") {
-        let push = match &s["push"] {
-            Value::Object(p) => format!("{}{}", text(p.get("service")), text(p.get("path"))),
-            _ => cell(s, "push"),
-        };
         let k = |key| cell(s, key);
-        subs.row([k("name"), k("topic"), k("mode"), k("ready"), k("in_flight"), k("delayed"), k("dead_letters"), push]);
+        let [ready, in_flight, delayed, dead] = ["ready", "in_flight", "delayed", "dead_letters"].map(k);
+        subs.row([k("name"), k("topic"), ready, in_flight, delayed, dead, oldest(s), k("push"), k("origin")]);
     }
     let topics = table.render("no topics yet: weft publish topic NAME makes one");
     Ok(format!("{topics}\n{}", subs.render("no subscriptions")))
-}
-
-fn text(value: Option<&Value>) -> &str {
-    value.and_then(Value::as_str).unwrap_or_default()
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -172,10 +175,11 @@ pub(super) struct PublishArgs {
     #[arg(long, value_name = "DURATION")]
     delay: Option<String>,
     #[command(flatten)]
-    pub remote: Remote,
+    remote: Remote,
 }
 
-pub(super) async fn publish(args: PublishArgs, client: Client) -> Answer {
+pub(super) async fn publish(args: PublishArgs) -> Answer {
+    let client = Client::new(&args.remote)?;
     let kind = match args.channel {
         Channel::Topic => "topics",
         Channel::Queue => "queues",
@@ -260,10 +264,11 @@ pub(super) struct ReceiveArgs {
     #[arg(long)]
     ack: bool,
     #[command(flatten)]
-    pub remote: Remote,
+    remote: Remote,
 }
 
-pub(super) async fn receive(args: ReceiveArgs, client: Client) -> Answer {
+pub(super) async fn receive(args: ReceiveArgs) -> Answer {
+    let client = Client::new(&args.remote)?;
     let kind = match args.from {
         From::Queue => "queues",
         From::Subscription => "subscriptions",
@@ -308,6 +313,9 @@ fn messages(list: &[Value], nothing: &str) -> String {
         }
         if let Some(attempt) = m["attempt"].as_u64().filter(|a| *a > 1) {
             head += &format!("  attempt {attempt}");
+        }
+        if let Some(state) = m["state"].as_str() {
+            head += &format!("  {state}");
         }
         out += &clean(&head);
         out.push('\n');

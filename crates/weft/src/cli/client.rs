@@ -28,8 +28,6 @@ pub(super) struct Client {
 pub(super) enum Error {
     /// The address is none.
     Address(String),
-    /// The runtime does not start.
-    Runtime(std::io::Error),
     /// Nothing listens.
     Connect {
         /// Where.
@@ -61,7 +59,6 @@ impl fmt::Display for Error {
             Error::Address(a) => {
                 writeln!(f, "weft: '{a}' is not the address of an API: write it like http://127.0.0.1:8081")
             }
-            Error::Runtime(e) => writeln!(f, "weft: the runtime does not start: {e}"),
             Error::Connect { authority, reason } => writeln!(
                 f,
                 "weft: nothing answers at {authority}: {reason}\n  Is weft up? It is started with `weft up`. If its API listens elsewhere, name it with --api URL or WEFT_API."
@@ -104,8 +101,12 @@ fn next(code: &str) -> Option<&'static str> {
 }
 
 impl Client {
-    /// Of the API at `url`.
-    pub fn new(url: &str, json: bool) -> Result<Self, Error> {
+    /// Of the API that the options name.
+    pub fn new(remote: &super::Remote) -> Result<Self, Error> {
+        Self::at(&remote.api, remote.json)
+    }
+
+    fn at(url: &str, json: bool) -> Result<Self, Error> {
         let bad = || Error::Address(url.to_owned());
         let full = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let uri: Uri = full.parse().map_err(|_| bad())?;
@@ -231,10 +232,10 @@ mod tests {
             ("http://[::1]:8081", "[::1]:8081"),
             ("weft.local", "weft.local:8081"),
         ] {
-            assert_eq!(Client::new(given, false).map(|c| c.authority).unwrap(), authority);
+            assert_eq!(Client::at(given, false).map(|c| c.authority).unwrap(), authority);
         }
         for bad in ["https://x:1", "http://", "http://a:1/path", "http://u@h:1", "", "http://a b"] {
-            assert!(matches!(Client::new(bad, false), Err(Error::Address(_))), "{bad:?}");
+            assert!(matches!(Client::at(bad, false), Err(Error::Address(_))), "{bad:?}");
         }
     }
 

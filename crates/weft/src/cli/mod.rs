@@ -17,8 +17,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use client::Client;
-
 #[derive(Parser)]
 #[command(
     name = "weft",
@@ -44,6 +42,13 @@ enum Command<U: Args> {
     Schema(local::SchemaArgs),
     /// Prints the version
     Version,
+    #[command(flatten)]
+    Ask(Ask),
+}
+
+/// What a running Weft is asked.
+#[derive(Subcommand)]
+enum Ask {
     /// Lists services and their instances
     Services(services::ServicesArgs),
     /// Lists queues, looks into one, or brings dead letters back
@@ -87,15 +92,16 @@ pub fn main<U: Args>(up: fn(U) -> ExitCode) -> ExitCode {
         Command::Explain(args) => return local::explain(&args),
         Command::Schema(args) => return local::schema(&args),
         Command::Version => return print(&format!("weft {}\n", env!("CARGO_PKG_VERSION"))),
-        Command::Services(args) => run(args.remote.clone(), |c| Box::pin(services::run(args, c))),
-        Command::Queues(args) => run(args.remote.clone(), |c| Box::pin(channels::queues(args, c))),
-        Command::Topics(args) => run(args.remote.clone(), |c| Box::pin(channels::topics(args, c))),
-        Command::Publish(args) => run(args.remote.clone(), |c| Box::pin(channels::publish(args, c))),
-        Command::Receive(args) => run(args.remote.clone(), |c| Box::pin(channels::receive(args, c))),
-        Command::Sagas(args) => run(args.remote.clone(), |c| Box::pin(sagas::run(args, c))),
-        Command::Trace(args) => run(args.remote.clone(), |c| Box::pin(trace::run(args, c))),
+        Command::Ask(ask) => ask,
     };
-    match asked {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            eprintln!("weft: the runtime does not start: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(asked.run()) {
         Ok(text) => print(&text),
         Err(e) => {
             eprint!("{e}");
@@ -106,11 +112,18 @@ pub fn main<U: Args>(up: fn(U) -> ExitCode) -> ExitCode {
 
 type Answer = Result<String, client::Error>;
 
-/// Runs one command that asks the API, on a runtime of its own.
-fn run(remote: Remote, ask: impl FnOnce(Client) -> std::pin::Pin<Box<dyn Future<Output = Answer>>>) -> Answer {
-    let client = Client::new(&remote.api, remote.json)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(client::Error::Runtime)?;
-    runtime.block_on(ask(client))
+impl Ask {
+    async fn run(self) -> Answer {
+        match self {
+            Ask::Services(args) => services::run(args).await,
+            Ask::Queues(args) => channels::queues(args).await,
+            Ask::Topics(args) => channels::topics(args).await,
+            Ask::Publish(args) => channels::publish(args).await,
+            Ask::Receive(args) => channels::receive(args).await,
+            Ask::Sagas(args) => sagas::run(args).await,
+            Ask::Trace(args) => trace::run(args).await,
+        }
+    }
 }
 
 /// Prints; a reader that went away (`weft queues | head`) is no failure.
@@ -126,14 +139,4 @@ fn print(text: &str) -> ExitCode {
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    #[derive(clap::Args)]
-    struct NoOptions {}
-
-    #[test]
-    fn the_command_line_is_well_formed() {
-        super::Cli::<NoOptions>::command().debug_assert();
-    }
-}
+mod tests;

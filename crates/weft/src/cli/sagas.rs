@@ -15,7 +15,7 @@ pub(super) struct SagasArgs {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
-    pub remote: Remote,
+    remote: Remote,
 }
 
 #[derive(Subcommand)]
@@ -63,7 +63,8 @@ enum Action {
     },
 }
 
-pub(super) async fn run(args: SagasArgs, client: Client) -> Answer {
+pub(super) async fn run(args: SagasArgs) -> Answer {
+    let client = Client::new(&args.remote)?;
     let action = args.action.unwrap_or(Action::List { status: None, saga: None, limit: 50 });
     let (answer, text) = match action {
         Action::List { status, saga, limit } => {
@@ -129,17 +130,22 @@ fn list(answer: &Value) -> String {
 
 fn show(s: &Value) -> String {
     let mut out = String::new();
-    for key in ["id", "saga", "key", "status", "created", "updated", "input", "result", "error", "trace_id"] {
+    for key in ["id", "saga", "key", "status", "created", "updated", "input", "result", "error", "cause", "trace_id"] {
         let value = cell(s, key);
         if !value.is_empty() {
             out += &format!("{key:<9} {}\n", clean(&value));
         }
     }
-    let mut table = Table::new(["step", "status", "attempts", "started", "ended", "result"]);
+    let mut table = Table::new(["step", "status", "attempts", "started", "ended", "compensation", "result"]);
     for step in items(s, "steps") {
         let result = if step["error"].is_null() { cell(step, "result") } else { cell(step, "error") };
+        let undo = &step["compensation"];
+        let undone = match undo["error"].as_str() {
+            Some(error) => format!("{}: {error}", cell(undo, "status")),
+            None => cell(undo, "status"),
+        };
         let k = |key| cell(step, key);
-        table.row([k("name"), k("status"), k("attempts"), k("started"), k("ended"), cut(&result)]);
+        table.row([k("name"), k("status"), k("attempts"), k("started"), k("ended"), cut(&undone), cut(&result)]);
     }
     out + "\n" + &table.render("no steps ran")
 }

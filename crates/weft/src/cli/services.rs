@@ -12,10 +12,11 @@ pub(super) struct ServicesArgs {
     /// Only this service
     name: Option<String>,
     #[command(flatten)]
-    pub remote: Remote,
+    remote: Remote,
 }
 
-pub(super) async fn run(args: ServicesArgs, client: Client) -> Answer {
+pub(super) async fn run(args: ServicesArgs) -> Answer {
+    let client = Client::new(&args.remote)?;
     let answer = match &args.name {
         Some(name) => client.get(&path(&["v1", "services", name])).await?,
         None => client.get("/v1/services").await?,

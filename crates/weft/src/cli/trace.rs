@@ -15,10 +15,11 @@ pub(super) struct TraceArgs {
     #[arg(long, default_value_t = 20)]
     limit: usize,
     #[command(flatten)]
-    pub remote: Remote,
+    remote: Remote,
 }
 
-pub(super) async fn run(args: TraceArgs, client: Client) -> Answer {
+pub(super) async fn run(args: TraceArgs) -> Answer {
+    let client = Client::new(&args.remote)?;
     let Some(id) = &args.id else {
         let answer = client.get(&format!("/v1/traces?limit={}", args.limit)).await?;
         if client.json {
