@@ -106,7 +106,13 @@ impl House {
         let shutdown = Shutdown::new();
         let view = View::new(loaded);
         let threads = args.threads.or(view.loaded().settings.threads).unwrap_or_else(cores);
-        let deps = gateway::Deps { store: store.clone(), telemetry: telemetry.clone(), mesh: mesh.clone() };
+        let deps = gateway::Deps {
+            store: store.clone(),
+            telemetry: telemetry.clone(),
+            mesh: mesh.clone(),
+            broker: broker.clone(),
+            flow: flow.clone(),
+        };
         let gateway = Gateway::start(threads, &snapshot.gateway, deps)?;
         let mut own = gateway.addresses().to_vec();
         own.extend(api_at);
