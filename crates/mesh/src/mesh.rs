@@ -217,7 +217,7 @@ impl Mesh {
     /// Takes or renews a registration. It is callable at once, and durable when this answers.
     pub async fn register(&self, service: &Name, id: &Name, r: Registration) -> Result<Registered, Error> {
         r.check()?;
-        let stored = {
+        let (done, stored) = {
             let mut catalog = self.0.catalog.lock();
             self.not_own(&catalog, service, &r.address)?;
             let json = serde_json::to_vec(&r).expect("a registration is plain data");
@@ -229,11 +229,11 @@ impl Mesh {
             catalog.forget_hosts();
             self.publish(&catalog);
             // Submitted under the lock, so that the store sees changes in the order they were made.
-            self.0.store.commit(Batch::new().put(SPACE, key(service, id), json))
+            (done, self.0.store.commit(Batch::new().put(SPACE, key(service, id), json)))
         };
         self.0.expiry.notify_one();
         stored.await?;
-        Ok(Registered::New)
+        Ok(done)
     }
 
     /// Says that a registered instance lives.

@@ -29,8 +29,10 @@ pub struct Registration {
 /// What became of a registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registered {
-    /// It is new, or not what it was.
+    /// It was not known.
     New,
+    /// It was known and said something else.
+    Changed,
     /// It was known and lives on.
     Renewed,
 }
@@ -97,9 +99,13 @@ impl Leases {
         }
         let expires = now + r.ttl;
         let lease = Lease { registration: r, expires };
-        let unchanged = instances.get(id).is_some_and(|old| old.registration == lease.registration);
+        let done = match instances.get(id) {
+            None => Registered::New,
+            Some(old) if old.registration == lease.registration => Registered::Renewed,
+            Some(_) => Registered::Changed,
+        };
         instances.insert(id.clone(), lease);
-        Ok(if unchanged { Registered::Renewed } else { Registered::New })
+        Ok(done)
     }
 
     /// Renews a lease; `false` when there is none.

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use weft_flow::Flow;
+use weft_mesh::Mesh;
 use weft_store::Store;
 use weft_telemetry::Telemetry;
 
@@ -33,6 +34,8 @@ pub struct Api {
     pub telemetry: Telemetry,
     /// Sagas.
     pub flow: Flow,
+    /// Services and their instances.
+    pub mesh: Mesh,
     /// The store, for state keys and readiness.
     pub store: Arc<dyn Store>,
     /// What the process waits for before it is ready.
