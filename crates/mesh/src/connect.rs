@@ -19,6 +19,7 @@ use crate::body::Body;
 use crate::endpoint::{Endpoint, Target};
 use crate::error::Error;
 use crate::observe::Meter;
+use crate::pool;
 
 /// Unacknowledged data for this long means that the other machine is gone; without it a dead peer would hold an HTTP/2
 /// connection for a quarter of an hour.
@@ -131,8 +132,11 @@ async fn h1_on<T: Io + 'static>(e: &Endpoint, io: T) -> Result<H1, Error> {
 }
 
 async fn h2_on<T: Io + 'static>(e: &Endpoint, io: T) -> Result<H2, Error> {
-    let (sender, connection) =
-        http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(io)).await.map_err(|x| failed(e, x))?;
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .initial_max_send_streams(pool::H2_SPREAD)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|x| failed(e, x))?;
     let max_streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
     let seen = max_streams.clone();
     tokio::spawn(async move {

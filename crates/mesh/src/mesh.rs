@@ -47,9 +47,18 @@ struct Inner {
     telemetry: Telemetry,
     runtime: Handle,
     dns: Dns,
-    expiry: Notify,
-    /// Tells what the services' policies counted, at each scrape.
-    _collector: Collector,
+fn service_policies(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
+    move |out| {
+        let services = mesh.upgrade().map(|inner| inner.services.load_full());
+        for service in services.iter().flat_map(|all| all.values()) {
+            policy_samples(out, &format!("service {}", service.name), &service.policy);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.expiry.notify_one();
 }
 
 impl std::fmt::Debug for Inner {
@@ -123,10 +132,9 @@ impl Mesh {
             telemetry,
             runtime: Handle::current(),
             dns,
-            expiry: Notify::new(),
+            expiry: Arc::default(),
         });
-        let weak = Arc::downgrade(&inner);
-        task::spawn("mesh: expire registrations", expire(weak));
+        task::spawn("mesh: expire registrations", expire(Arc::downgrade(&inner), inner.expiry.clone()));
         Self(inner)
     }
 
@@ -304,6 +312,30 @@ impl Mesh {
         }
     }
 
+    fn remove_expired(&self) {
+        let mut catalog = self.0.catalog.lock();
+        let gone = catalog.leases.expire(Instant::now());
+        if gone.is_empty() {
+            return;
+        }
+        let mut batch = Batch::new();
+        for (service, id) in &gone {
+            tracing::warn!(%service, instance = %id, "removed: no heartbeat within its TTL");
+            batch = batch.delete(SPACE, key(service, id));
+            catalog.rebuild(service, self);
+        }
+        catalog.forget_hosts();
+        self.publish(&catalog);
+        let stored = self.0.store.commit(batch);
+        // Not waited for: the next one expires on time even when the store is slow.
+        task::spawn("mesh: forget expired registrations", async move {
+            if let Err(e) = stored.await {
+                // Harmless: after a restart it gets one more TTL.
+                tracing::warn!("expired registrations are still in the store: {e}");
+            }
+        });
+    }
+
     /// Shows callers and watchers what the catalog says.
     fn publish(&self, catalog: &Catalog) {
         let services = self.0.services.load();
@@ -355,47 +387,34 @@ fn view(catalog: &Catalog, name: &str) -> Option<ServiceView> {
     })
 }
 
+<<<<<<< HEAD
 fn service_policies(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
     move |out| {
         let services = mesh.upgrade().map(|inner| inner.services.load_full());
         for service in services.iter().flat_map(|all| all.values()) {
             policy_samples(out, &format!("service {}", service.name), &service.policy);
         }
+=======
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.expiry.notify_one();
+>>>>>>> a77832d (Mesh: prove HTTP/2, TLS, names, health, membership and calls; a refused stream goes out again)
     }
 }
 
 /// Removes registrations whose lease ran out, for as long as the mesh exists.
-async fn expire(mesh: Weak<Inner>) {
+async fn expire(mesh: Weak<Inner>, wake: Arc<Notify>) {
     loop {
+        let Some(next) = mesh.upgrade().map(|inner| inner.catalog.lock().leases.next_expiry()) else { return };
+        match next {
+            Some(at) => tokio::select! {
+                () = tokio::time::sleep_until(at) => {}
+                () = wake.notified() => {}
+            },
+            None => wake.notified().await,
+        }
         let Some(inner) = mesh.upgrade() else { return };
-        let next = inner.catalog.lock().leases.next_expiry();
-        // A mesh that nobody holds any more is noticed within this time.
-        let idle = Instant::now() + Duration::from_secs(60);
-        tokio::select! {
-            () = tokio::time::sleep_until(next.unwrap_or(idle).min(idle)) => {}
-            () = inner.expiry.notified() => {}
-        }
-        let mesh = Mesh(inner);
-        let stored = {
-            let mut catalog = mesh.0.catalog.lock();
-            let gone = catalog.leases.expire(Instant::now());
-            if gone.is_empty() {
-                continue;
-            }
-            let mut batch = Batch::new();
-            for (service, id) in &gone {
-                tracing::warn!(%service, instance = %id, "removed: no heartbeat within its TTL");
-                batch = batch.delete(SPACE, key(service, id));
-                catalog.rebuild(service, &mesh);
-            }
-            catalog.forget_hosts();
-            mesh.publish(&catalog);
-            mesh.0.store.commit(batch)
-        };
-        if let Err(e) = stored.await {
-            // Harmless: after a restart it gets one more TTL.
-            tracing::warn!("expired registrations are still in the store: {e}");
-        }
+        Mesh(inner).remove_expired();
     }
 }
 

@@ -66,6 +66,10 @@ impl Outbound {
         self.repeatable && self.head.method.is_idempotent()
     }
 
+    pub(crate) fn is_repeatable(&self) -> bool {
+        self.repeatable
+    }
+
     pub(crate) fn take_body(&self) -> Result<Body, Error> {
         let mut state = self.state.lock();
         match state.body.as_ref().and_then(Body::again) {

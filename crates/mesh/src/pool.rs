@@ -21,8 +21,9 @@ use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::observe::Meter;
 
-/// Streams that every HTTP/2 connection has open before another connection is made.
-const H2_SPREAD: usize = 16;
+/// Streams that every HTTP/2 connection has open before another connection is made; also what a new one may open before
+/// the peer has told its own limit.
+pub(crate) const H2_SPREAD: usize = 16;
 /// How often idle connections are looked through.
 const SWEEP: std::time::Duration = std::time::Duration::from_secs(5);
 

@@ -140,11 +140,15 @@ impl Service {
                 Err(mut e) => {
                     let unsent = recover(out, e.take_message());
                     let e = e.into_error();
+                    let refused = is_refused(&e);
                     if unsent || is_going_away(&e) {
                         pool::drop_h2(endpoint, &connection);
                     }
+                    // Certainly not processed, so any method may go out again: on a connection that was closing, or
+                    // before the peer's limit of streams was known.
                     stale += 1;
-                    if reused && unsent && stale <= weft_core::limits::UPSTREAM_H2_CONNECTIONS {
+                    let again = (reused && unsent) || (refused && out.is_repeatable());
+                    if again && stale <= weft_core::limits::UPSTREAM_H2_CONNECTIONS {
                         continue;
                     }
                     return Err(failure(endpoint, &e, unsent));
@@ -180,6 +184,13 @@ fn h2_error(e: &hyper::Error) -> Option<&h2::Error> {
     e.source().and_then(|s| s.downcast_ref())
 }
 
+/// RFC 9113 8.7: REFUSED_STREAM, and streams above the last one a GOAWAY names, were not processed.
+fn is_refused(e: &hyper::Error) -> bool {
+    h2_error(e).is_some_and(|e| {
+        (e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM)) || (e.is_go_away() && e.is_remote())
+    })
+}
+
 fn is_going_away(e: &hyper::Error) -> bool {
     h2_error(e).is_some_and(|e| e.is_go_away())
 }
@@ -188,11 +199,7 @@ fn is_going_away(e: &hyper::Error) -> bool {
 fn failure(endpoint: &Endpoint, e: &hyper::Error, unsent: bool) -> Error {
     let (service, instance) = (endpoint.service.clone(), endpoint.address.clone());
     let reason = reason(e);
-    // RFC 9113 8.7: REFUSED_STREAM, and streams above the last one a GOAWAY names, were not processed.
-    let refused = h2_error(e).is_some_and(|e| {
-        (e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM)) || (e.is_go_away() && e.is_remote())
-    });
-    if unsent || refused {
+    if unsent || is_refused(e) {
         Error::Unsent { service, instance, reason }
     } else if e.is_user() {
         Error::RequestBody { reason }

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use weft_core::{Context, Deadline, Name};
 use weft_mesh::spec::{HealthCheck, UpstreamTls};
-use weft_mesh::{Address, Balance, Body, Error, Mesh, Outbound, Protocol, Registration, Reply, ServiceSpec};
+use weft_mesh::{Address, Balance, Body, Dns, Error, Mesh, Outbound, Protocol, Registration, Reply, ServiceSpec};
 use weft_policy::Policy;
 use weft_policy::attempt::Attempt;
 use weft_store::{Config, Embedded};
@@ -26,14 +26,28 @@ use weft_telemetry::Telemetry;
 pub struct World {
     pub mesh: Mesh,
     pub telemetry: Telemetry,
+    pub store: Arc<Embedded>,
     pub dir: tempfile::TempDir,
 }
 
 pub fn world() -> World {
-    let dir = tempfile::tempdir().unwrap();
+    world_in(tempfile::tempdir().unwrap(), Dns::system())
+}
+
+pub fn world_in(dir: tempfile::TempDir, dns: Dns) -> World {
     let telemetry = Telemetry::new();
-    let mesh = Mesh::new(Arc::new(Embedded::open(Config::new(dir.path())).unwrap()), telemetry.clone());
-    World { mesh, telemetry, dir }
+    let store = Arc::new(Embedded::open(Config::new(dir.path())).unwrap());
+    let mesh = Mesh::with_dns(store.clone(), telemetry.clone(), dns);
+    World { mesh, telemetry, store, dir }
+}
+
+/// Keeps a paused clock from running ahead while the store's own thread works: only `advance` moves it.
+pub struct Held(#[allow(dead_code)] std::sync::mpsc::Sender<()>);
+
+pub fn hold_the_clock() -> Held {
+    let (tx, rx) = std::sync::mpsc::channel::<()>();
+    tokio::task::spawn_blocking(move || rx.recv());
+    Held(tx)
 }
 
 pub fn name(s: &str) -> Name {
