@@ -47,18 +47,10 @@ struct Inner {
     telemetry: Telemetry,
     runtime: Handle,
     dns: Dns,
-fn service_policies(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
-    move |out| {
-        let services = mesh.upgrade().map(|inner| inner.services.load_full());
-        for service in services.iter().flat_map(|all| all.values()) {
-            policy_samples(out, &format!("service {}", service.name), &service.policy);
-        }
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.expiry.notify_one();
+    /// Wakes the task that removes expired registrations.
+    expiry: Arc<Notify>,
+    /// Tells what the services' policies counted, at each scrape.
+    _collector: Collector,
 }
 
 impl std::fmt::Debug for Inner {
@@ -387,18 +379,18 @@ fn view(catalog: &Catalog, name: &str) -> Option<ServiceView> {
     })
 }
 
-<<<<<<< HEAD
 fn service_policies(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
     move |out| {
         let services = mesh.upgrade().map(|inner| inner.services.load_full());
         for service in services.iter().flat_map(|all| all.values()) {
             policy_samples(out, &format!("service {}", service.name), &service.policy);
         }
-=======
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.expiry.notify_one();
->>>>>>> a77832d (Mesh: prove HTTP/2, TLS, names, health, membership and calls; a refused stream goes out again)
     }
 }
 

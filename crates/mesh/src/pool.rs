@@ -227,12 +227,79 @@ fn sweep_later() {
     });
 }
 
-/// Idle HTTP/1.1 and open HTTP/2 connections of this thread to an endpoint.
 #[cfg(test)]
-pub(crate) fn held(endpoint: &Arc<Endpoint>) -> (usize, usize) {
-    with(endpoint, |pool| {
-        pool.absorb();
-        (pool.h1.len(), pool.h2.len())
-    })
-    .unwrap_or_default()
+mod tests {
+    use tokio::net::TcpListener;
+    use weft_core::Name;
+    use weft_telemetry::Telemetry;
+
+    use super::*;
+    use crate::endpoint::test_endpoint;
+
+    /// Idle connections of this thread to an endpoint.
+    fn idle(endpoint: &Arc<Endpoint>) -> usize {
+        with(endpoint, |pool| pool.h1.len()).unwrap_or_default()
+    }
+
+    /// An endpoint that takes connections and says nothing, and so many connections to it that are ready.
+    async fn connected(n: usize) -> (Arc<Endpoint>, Vec<H1>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = test_endpoint(&listener.local_addr().unwrap().to_string());
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            loop {
+                open.push(listener.accept().await.unwrap());
+            }
+        });
+        let meter = Meter::new(&Telemetry::new(), &Name::new("test").unwrap());
+        let mut all = Vec::new();
+        for _ in 0..n {
+            let mut sender = connect::h1(&endpoint, &meter).await.unwrap();
+            sender.ready().await.unwrap();
+            all.push(sender);
+        }
+        (endpoint, all)
+    }
+
+    #[tokio::test]
+    async fn no_more_idle_connections_are_kept_than_the_limit() {
+        let (endpoint, all) = connected(limits::UPSTREAM_IDLE + 5).await;
+        for sender in all {
+            give_h1(&endpoint, sender);
+        }
+        assert_eq!(idle(&endpoint), limits::UPSTREAM_IDLE);
+    }
+
+    #[tokio::test]
+    async fn idle_connections_grow_old_and_are_closed() {
+        let (endpoint, mut all) = connected(3).await;
+        tokio::time::pause();
+        give_h1(&endpoint, all.remove(0));
+        tokio::time::advance(limits::UPSTREAM_IDLE_FOR / 2).await;
+        give_h1(&endpoint, all.remove(0));
+        tokio::time::advance(limits::UPSTREAM_IDLE_FOR / 2).await;
+        tokio::time::advance(SWEEP).await;
+        tokio::task::yield_now().await;
+        assert_eq!(idle(&endpoint), 1, "the sweep took the old one");
+        tokio::time::advance(limits::UPSTREAM_IDLE_FOR / 2).await;
+        assert!(take_h1(&endpoint).is_none(), "too old, swept or not");
+        assert_eq!(idle(&endpoint), 0);
+        give_h1(&endpoint, all.remove(0));
+        assert!(take_h1(&endpoint).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_removed_endpoint_keeps_no_connection() {
+        let (endpoint, mut all) = connected(2).await;
+        give_h1(&endpoint, all.remove(0));
+        endpoint.remove();
+        give_h1(&endpoint, all.remove(0));
+        assert_eq!(idle(&endpoint), 1, "the second was not taken");
+        // The sweep falls asleep first.
+        tokio::task::yield_now().await;
+        tokio::time::pause();
+        tokio::time::advance(SWEEP).await;
+        tokio::task::yield_now().await;
+        assert_eq!(POOLS.with(|p| p.borrow().len()), 0, "the sweep took the first, and the pool");
+    }
 }
