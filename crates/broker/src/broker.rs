@@ -249,6 +249,11 @@ impl Broker {
         self.call(|reply| Command::Declare { declaration: Box::new(d), reply }).await
     }
 
+    /// Whether there is a queue or topic of that name.
+    pub fn has(&self, channel: &Channel) -> bool {
+        self.shared.topology.read().channels.contains_key(channel)
+    }
+
     /// All queues by name.
     pub async fn queues(&self) -> Result<Vec<Listing>> {
         self.list(actor::Kind::Queues).await
@@ -354,7 +359,12 @@ impl Broker {
                 let first = self.shared.store.read(&stream, seq, 1, 1).await?;
                 oldest = first.first().map(|r| oldest.map_or(r.time, |o| o.min(r.time))).or(oldest);
             }
-            listing.oldest_age_ms = oldest.map(|t| now.0.saturating_sub(t.0));
+            let age = |t: Timestamp| {
+                let age = t.until(now);
+                // Tenths of a second matter to nobody beyond a minute.
+                if age.as_secs() > 60 { Duration::from_secs(age.as_secs()) } else { age }
+            };
+            listing.oldest_age = oldest.map(|t| weft_core::units::format_duration(age(t)));
             out.push(listing);
         }
         Ok(out)
@@ -378,7 +388,11 @@ impl Broker {
             let rules = topology.channels.get(&channel).map_or(&undeclared, |r| r);
             let not_before = match (options.delay, &channel) {
                 (None, _) => Timestamp(0),
-                (Some(d), Channel::Queue(_)) => now.plus(d.min(limits::DELAY)),
+                (Some(d), Channel::Queue(_)) if d > limits::DELAY => {
+                    let most = weft_core::units::format_duration(limits::DELAY);
+                    return Err(Error::Event { index, reason: format!("the delay is over the limit of {most}") });
+                }
+                (Some(d), Channel::Queue(_)) => now.plus(d),
                 (Some(_), Channel::Topic(topic)) => {
                     return Err(Error::DelayOnTopic { index, topic: topic.to_string() });
                 }

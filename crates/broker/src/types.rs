@@ -9,6 +9,8 @@ use weft_core::trace::SpanId;
 use weft_core::{Envelope, Name, Timestamp};
 use weft_store::{Position, Seq};
 
+use crate::spec::SubscriptionMode;
+
 /// Where a message is published.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Channel {
@@ -213,20 +215,38 @@ pub struct Listing {
     pub delayed: u64,
     /// In its dead-letter queue.
     pub dead_letters: u64,
-    /// Age of the oldest message in milliseconds.
-    pub oldest_age_ms: Option<u64>,
+    /// Age of the oldest message, as `1m30s`.
+    pub oldest_age: Option<String>,
     /// Its dead-letter queue, when it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_letter: Option<Name>,
     /// A subscription's topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic: Option<Name>,
+    /// A subscription's mode.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<SubscriptionMode>,
+    /// Where a subscription pushes to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push: Option<PushTo>,
     /// A topic's partitions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partitions: Option<u32>,
-    /// The service a subscription pushes to.
+    /// Records a topic keeps.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub push: Option<Name>,
+    pub records: Option<u64>,
+    /// How long a topic keeps them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retention: Option<String>,
+}
+
+/// The target of a push subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PushTo {
+    /// The service.
+    pub service: Name,
+    /// Path of the POST.
+    pub path: String,
 }
 
 /// A message seen without taking it.

@@ -40,6 +40,8 @@ pub const BROKER_COMMITS: usize = 1_024;
 pub const RECEIVERS: usize = 4_096;
 /// Queues and topics in all, those made by first use included.
 pub const CHANNELS: usize = 16_384;
+/// Entries of one page of a listing of channels, messages or events.
+pub const LIST: usize = 1_000;
 /// Partitions of one topic.
 pub const TOPIC_PARTITIONS: u32 = 256;
 /// Calls at once of one push subscription.

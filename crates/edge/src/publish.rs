@@ -44,7 +44,8 @@ impl From<Error> for Problem {
     fn from(e: Error) -> Self {
         let code = match &e {
             Error::Event { .. } => code::INVALID_EVENT,
-            Error::LeaseUnknown { .. } | Error::Declaration { .. } | Error::DelayOnTopic { .. } => code::BAD_REQUEST,
+            Error::LeaseUnknown { .. } => code::LEASE_UNKNOWN,
+            Error::Declaration { .. } | Error::DelayOnTopic { .. } => code::BAD_REQUEST,
             Error::LeaseStale { .. } => code::LEASE_STALE,
             Error::NotFound { .. } => code::NOT_FOUND,
             Error::FileOwned { .. } => code::OWNED_BY_FILE,

@@ -4,6 +4,7 @@ use weft_core::Name;
 use weft_store::{Seq, StreamName};
 
 use super::{Actor, Sub};
+use crate::types::PushTo;
 use crate::{Listing, Source};
 
 /// What to list.
@@ -36,7 +37,9 @@ impl Actor {
                     let topic = sub.topic.as_ref().and_then(|t| self.topics.get(t));
                     l.durability = word(topic.is_some_and(|t| t.spec.relaxed));
                     l.topic = sub.topic.clone();
-                    l.push = sub.spec.as_ref().and_then(|s| s.push.as_ref()).map(|p| p.service.clone());
+                    l.mode = sub.spec.as_ref().map(|s| s.mode);
+                    let push = sub.spec.as_ref().and_then(|s| s.push.as_ref());
+                    l.push = push.map(|p| PushTo { service: p.service.clone(), path: p.path.clone() });
                     (l, oldest)
                 })
                 .collect(),
@@ -56,11 +59,14 @@ impl Actor {
                         in_flight: 0,
                         delayed: 0,
                         dead_letters: 0,
-                        oldest_age_ms: None,
+                        oldest_age: None,
                         dead_letter: None,
                         topic: None,
-                        partitions: Some(t.spec.partitions),
+                        mode: None,
                         push: None,
+                        partitions: Some(t.spec.partitions),
+                        records: Some(t.streams.iter().map(|s| kept(s).0).sum()),
+                        retention: t.spec.retention.map(weft_core::units::format_duration),
                     };
                     let oldest = t.streams.iter().map(|s| (s.clone(), kept(s))).filter(|(_, (n, _))| *n > 0);
                     let oldest = oldest.map(|(s, (_, first))| (s, first)).collect();
@@ -81,11 +87,14 @@ impl Actor {
             in_flight: 0,
             delayed: 0,
             dead_letters: 0,
-            oldest_age_ms: None,
+            oldest_age: None,
             dead_letter: sub.dead_letter.clone(),
             topic: None,
-            partitions: None,
+            mode: None,
             push: None,
+            partitions: None,
+            records: None,
+            retention: None,
         };
         let mut oldest = Vec::new();
         for id in &sub.lanes {

@@ -17,6 +17,7 @@ pub mod traces;
 use std::sync::Arc;
 
 use axum::Router;
+use weft_broker::Broker;
 use weft_flow::Flow;
 use weft_mesh::Mesh;
 use weft_store::Store;
@@ -32,6 +33,8 @@ pub use problem::{Problem, code};
 pub struct Api {
     /// Traces and metrics.
     pub telemetry: Telemetry,
+    /// Queues and topics.
+    pub broker: Broker,
     /// Sagas.
     pub flow: Flow,
     /// Services and their instances.

@@ -50,6 +50,7 @@ pub mod code {
         IDEMPOTENCY_KEY_MISSING = 400 "idempotency-key-missing" "This route needs an Idempotency-Key";
         IDEMPOTENCY_KEY_INVALID = 400 "idempotency-key-invalid" "The Idempotency-Key is not usable";
         IDEMPOTENCY_KEY_ANONYMOUS = 400 "idempotency-key-anonymous" "Anonymous callers may not use an Idempotency-Key here";
+        LEASE_UNKNOWN = 400 "lease-unknown" "A lease token is not one of Weft's";
         UNAUTHENTICATED = 401 "unauthenticated" "The caller is not known";
         FORBIDDEN_ORIGIN = 403 "forbidden-origin" "Calls from this origin are refused";
         FORBIDDEN = 403 "forbidden" "The caller may not do this";
