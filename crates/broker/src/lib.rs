@@ -29,8 +29,8 @@ pub use error::{Error, Result};
 pub use spec::{DedupBy, QueueSpec, SubscriptionMode, SubscriptionSpec, TopicSpec};
 pub use token::Lease;
 pub use types::{
-    Channel, Commit, CommitReceipt, Declared, Delivery, Listing, NackOptions, Peeked, Publish, PublishOptions, PushTo, Receipt,
-    ReceiveOptions, Settled, Source,
+    Channel, Commit, CommitReceipt, Declared, Delivery, Listing, NackOptions, Peeked, Publish, PublishOptions, PushTo,
+    Receipt, ReceiveOptions, Settled, Source,
 };
 
 #[cfg(test)]

@@ -314,9 +314,9 @@ async fn events(
     let name = stream_name(&stream)?;
     let limit = page_limit(q.limit)?;
     let from = match &q.cursor {
-        Some(c) => c
-            .parse()
-            .map_err(|_| Problem::new(code::INVALID_QUERY, "the cursor is not one that a listing gave"))?,
+        Some(c) => {
+            c.parse().map_err(|_| Problem::new(code::INVALID_QUERY, "the cursor is not one that a listing gave"))?
+        }
         None => q.from.unwrap_or(1).max(1),
     };
     let Some(info) = store.stream(&name) else {

@@ -9,9 +9,7 @@ use axum::{Json as Answer, Router};
 use http::{HeaderMap, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use weft_broker::{
-    Broker, Channel, Delivery, Listing, NackOptions, ReceiveOptions, Settled, Source,
-};
+use weft_broker::{Broker, Channel, Delivery, Listing, NackOptions, ReceiveOptions, Settled, Source};
 use weft_core::{Context, Envelope, Name, Trace, limits, units};
 
 use super::Api;
@@ -310,9 +308,9 @@ async fn peek(
     let limit = q.limit()?;
     let after = match &q.cursor {
         None => 0,
-        Some(c) => c
-            .parse()
-            .map_err(|_| Problem::new(code::INVALID_QUERY, "the cursor is not one that a listing gave"))?,
+        Some(c) => {
+            c.parse().map_err(|_| Problem::new(code::INVALID_QUERY, "the cursor is not one that a listing gave"))?
+        }
     };
     let found = b.peek(&Name::new(&name)?, after, limit + 1).await?;
     let more = found.len() > limit;

@@ -132,6 +132,8 @@ impl House {
         let api = Api {
             store: self.store.clone(),
             telemetry,
+            mesh: self.mesh.clone(),
+            broker: self.broker.clone(),
             flow: self.flow.clone(),
             ready: self.ready.clone(),
             config: Arc::new(self.view.clone()),

@@ -148,14 +148,20 @@ async fn everything_in_a_commit_takes_effect_at_one_position() {
 async fn what_fails_names_its_member_and_leaves_nothing_behind() {
     let w = world().await;
     w.commit(json!({"append": [{"stream": "s", "events": [event("1")]}]})).await;
-    let effects = json!({"publish": [{"queue": "out", "event": event("2")}], "put": [{"space": "a", "key": "b", "value": 1}]});
+    let effects =
+        json!({"publish": [{"queue": "out", "event": event("2")}], "put": [{"space": "a", "key": "b", "value": 1}]});
     let with = |more: Value| {
         let mut body = effects.clone();
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         body
     };
     for (more, status, code, member) in [
-        (json!({"expect": [{"stream": "s", "version": 1}, {"stream": "s", "version": 2}]}), 409, "precondition-failed", "expect[1]"),
+        (
+            json!({"expect": [{"stream": "s", "version": 1}, {"stream": "s", "version": 2}]}),
+            409,
+            "precondition-failed",
+            "expect[1]",
+        ),
         (json!({"expect": [{"stream": "s", "version": "absent"}]}), 409, "precondition-failed", "expect[0]"),
         (json!({"expect": [{"space": "a", "key": "b", "version": "exists"}]}), 409, "precondition-failed", "expect[0]"),
         (json!({"expect": [{"key": "b", "version": "exists"}]}), 400, "bad-request", "expect[0]"),

@@ -60,8 +60,7 @@ impl World {
 
     async fn publish(&self, channel: &str, id: u64) {
         let event = json!({"specversion": "1.0", "id": id.to_string(), "source": "/s", "type": "T"});
-        let (status, v) =
-            self.send("POST", &format!("/v1/{channel}/messages"), &STRUCTURED, &event.to_string()).await;
+        let (status, v) = self.send("POST", &format!("/v1/{channel}/messages"), &STRUCTURED, &event.to_string()).await;
         assert_eq!(status, 201, "{v}");
     }
 
@@ -128,7 +127,8 @@ async fn bad_input_is_told_what_is_wrong_with_it() {
     assert!(v["detail"].as_str().unwrap().contains("'type'"), "{v}");
     let (status, v) = w.send("POST", "/v1/topics/t/messages", &STRUCTURED, "{nonsense").await;
     assert_eq!((status, &v["code"], &v["line"]), (400, &json!("invalid-json"), &json!(1)));
-    let big = json!({"specversion":"1.0","id":"1","source":"/s","type":"T","data":"x".repeat(limits::MESSAGE_BYTES + 1)});
+    let big =
+        json!({"specversion":"1.0","id":"1","source":"/s","type":"T","data":"x".repeat(limits::MESSAGE_BYTES + 1)});
     let (status, v) = w.send("POST", "/v1/queues/q/messages", &STRUCTURED, &big.to_string()).await;
     assert_eq!((status, &v["code"]), (413, &json!("too-large")));
     for (path, body, status, word) in [
@@ -208,7 +208,10 @@ async fn declared_channels_are_made_changed_listed_and_kept() {
     let (_, v) = w.get("/v1/topics").await;
     assert_eq!((&v["items"][0]["partitions"], &v["items"][0]["records"]), (&json!(4), &json!(1)));
     let (_, v) = w.get("/v1/queues?limit=2").await;
-    assert_eq!((&v["items"][1]["name"], &v["next"], &v["items"][0]["durability"]), (&json!("b"), &json!("b"), &json!("fsync")));
+    assert_eq!(
+        (&v["items"][1]["name"], &v["next"], &v["items"][0]["durability"]),
+        (&json!("b"), &json!("b"), &json!("fsync"))
+    );
     let (_, v) = w.get("/v1/queues?limit=2&cursor=b").await;
     assert_eq!((&v["items"][0]["name"], &v["next"]), (&json!("c"), &Value::Null));
     assert_eq!(w.get("/v1/queues/none").await.0, 404);
