@@ -298,7 +298,7 @@ mod tests {
         // The sweep falls asleep first.
         tokio::task::yield_now().await;
         tokio::time::pause();
-        tokio::time::advance(SWEEP).await;
+        tokio::time::advance(2 * SWEEP).await;
         tokio::task::yield_now().await;
         assert_eq!(POOLS.with(|p| p.borrow().len()), 0, "the sweep took the first, and the pool");
     }
