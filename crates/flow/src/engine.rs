@@ -410,6 +410,12 @@ impl Flow {
         self.get(id).await
     }
 
+    /// Deletes instances that ended so long ago, with the keys that started them; how many. It happens by itself after
+    /// [`limits::SAGA_KEPT`].
+    pub async fn purge(&self, kept: Duration) -> Result<usize> {
+        self.0.purge(kept).await
+    }
+
     /// Instances under way in this process.
     pub fn active(&self) -> usize {
         self.0.active.lock().len()
@@ -583,7 +589,7 @@ impl Inner {
         self.purge(limits::SAGA_KEPT).await.map(|_| ())
     }
 
-    pub async fn purge(&self, kept: Duration) -> Result<usize> {
+    async fn purge(&self, kept: Duration) -> Result<usize> {
         let mut purged = 0;
         loop {
             let old = self.store.scan(key::INDEX, b"e", None, KEYS).await?;

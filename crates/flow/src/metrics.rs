@@ -13,9 +13,12 @@ use crate::instance::Instance;
 pub(crate) struct Metrics {
     telemetry: Telemetry,
     sagas: RwLock<HashMap<Name, Saga>>,
-    steps: RwLock<HashMap<(Name, Name, bool, &'static str), Counter>>,
+    steps: RwLock<HashMap<StepSeries, Counter>>,
     durations: RwLock<HashMap<(Name, Name, bool), Histogram>>,
 }
+
+/// Saga, step, whether its compensation, outcome.
+type StepSeries = (Name, Name, bool, &'static str);
 
 #[derive(Clone)]
 struct Saga {

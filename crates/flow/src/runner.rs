@@ -184,7 +184,9 @@ impl Runner {
     /// A runner that does nothing yet, and how to reach it.
     pub fn new(flow: Arc<Inner>, definition: Arc<Definition>, instance: Instance, version: Position) -> (Self, Handle) {
         let (tx, commands) = mpsc::channel(COMMANDS);
-        let (phase, rx) = watch::channel(instance.state.phase);
+        // One that is let go on from a park counts as under way from now, or a waiter would see the old park.
+        let now = if instance.state.phase.is_parked() { Phase::Compensating } else { instance.state.phase };
+        let (phase, rx) = watch::channel(now);
         let _running = flow.metrics.running(&instance.saga);
         let (pending, backlog) = (FuturesUnordered::new(), VecDeque::new());
         let runner = Self {

@@ -36,6 +36,7 @@ pub struct Step {
 
 /// What a step does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "a definition has few steps, and they are written by hand")]
 pub enum StepKind {
     /// One action and how to undo it.
     Action {

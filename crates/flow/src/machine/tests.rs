@@ -71,7 +71,7 @@ impl Participant {
 struct World<'a> {
     plan: &'a Plan,
     state: State,
-    durable: String,
+    durable: State,
     in_flight: Vec<WorkId>,
     timers: Vec<WorkId>,
     /// Requests that a crash left on the wire: they may still arrive.
@@ -88,7 +88,7 @@ const CALL_OUTCOMES: usize = 6;
 impl<'a> World<'a> {
     fn new(plan: &'a Plan) -> Self {
         let state = State::new(plan);
-        let durable = serde_json::to_string(&state).unwrap();
+        let durable = state.clone();
         let parties = vec![Participant::default(); plan.steps.len()];
         Self {
             plan,
@@ -112,7 +112,7 @@ impl<'a> World<'a> {
             self.parties.iter_mut().for_each(|p| p.excused += 1);
         }
         let actions = apply(self.plan, &mut self.state, e, Timestamp(self.clock));
-        self.durable = serde_json::to_string(&self.state).unwrap();
+        self.durable.clone_from(&self.state);
         for a in actions {
             match a {
                 Action::Begin(id) => self.send(id),
@@ -179,7 +179,8 @@ impl<'a> World<'a> {
             self.ghosts.extend(lost);
         }
         self.timers.clear();
-        self.state = serde_json::from_str(&self.durable).unwrap();
+        let stored = serde_json::to_string(&self.durable).unwrap();
+        self.state = serde_json::from_str(&stored).unwrap();
         self.crashes += 1;
         self.event(Event::Run);
     }
