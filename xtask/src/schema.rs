@@ -4,11 +4,19 @@ use std::fs;
 
 use crate::sh::{self, Outcome};
 
-/// Writes docs/reference/weft.schema.json; a test of the binary proves it fresh.
+/// What is generated: the file, and what `weft` prints it.
+const GENERATED: [(&str, &[&str]); 2] =
+    [("docs/reference/weft.schema.json", &["schema"]), ("docs/reference/configuration.md", &["schema", "--reference"])];
+
+/// Writes the JSON Schema and the reference page; tests of the binary prove them fresh.
 pub fn run() -> Outcome {
-    let made = sh::output("cargo", &["run", "--quiet", "--package", "weft", "--", "schema"])?;
-    if !made.ok {
-        return Err(made.text);
+    for (file, print) in GENERATED {
+        let arguments = [&["run", "--quiet", "--package", "weft", "--"], print].concat();
+        let made = sh::output("cargo", &arguments)?;
+        if !made.ok {
+            return Err(made.text);
+        }
+        fs::write(sh::root().join(file), made.text).map_err(|e| e.to_string())?;
     }
-    fs::write(sh::root().join("docs/reference/weft.schema.json"), made.text).map_err(|e| e.to_string())
+    Ok(())
 }

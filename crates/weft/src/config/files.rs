@@ -65,7 +65,7 @@ fn read(path: &Path, from: Option<Span>, input: &Input<'_>, mistakes: &mut Vec<M
             };
             let help = match from {
                 Some(_) => "paths are seen from the file they are written in",
-                None => "name the file with 'weft up -c FILE'",
+                None => "name the file with -c FILE",
             };
             mistakes.push(Mistake::new(from, why).help(help));
             return None;

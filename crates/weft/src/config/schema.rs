@@ -83,6 +83,7 @@ pub fn reference() -> String {
         if *name == "Policy" {
             out += LAYERS;
             table(&mut out);
+            builtin(&mut out);
         }
     }
     out
@@ -114,6 +115,14 @@ fn table(out: &mut String) {
     }
 }
 
+/// What applies where nothing is written.
+fn builtin(out: &mut String) {
+    *out += "\nWhat is built in, on a route to a service:\n\n| value | built in |\n|---|---|\n";
+    for row in super::layer::resolve(&[], Use::Route, &super::Sources::default()).1 {
+        let _ = writeln!(out, "| `{}` | `{}` |", row.key, row.value);
+    }
+}
+
 /// Doc comments come line by line.
 fn unwrap(doc: &str) -> String {
     doc.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -125,14 +134,10 @@ mod tests {
 
     const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
 
-    /// Compares a committed file with what the declarations give; `WEFT_WRITE=1` writes it instead.
+    /// Compares a committed file with what the declarations give.
     fn fresh(path: &str, text: &str) {
-        let path = format!("{ROOT}{path}");
-        if std::env::var_os("WEFT_WRITE").is_some() {
-            std::fs::write(&path, text).unwrap();
-        }
-        let committed = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(committed == text, "{path} is stale: run WEFT_WRITE=1 cargo test -p weft --lib schema");
+        let committed = std::fs::read_to_string(format!("{ROOT}{path}")).unwrap_or_default();
+        assert!(committed == text, "{path} is stale: run cargo xtask schema");
     }
 
     #[test]

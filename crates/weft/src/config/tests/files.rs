@@ -58,7 +58,7 @@ fn a_file_that_is_not_there_is_named_where_it_is_included() {
         ["2:11 there is no file none.yaml | paths are seen from the file they are written in"]
     );
     let report = load_texts(&[], &[]).unwrap_err();
-    assert_eq!(lines(&report), ["- there is no file weft.yaml | name the file with 'weft up -c FILE'"]);
+    assert_eq!(lines(&report), ["- there is no file weft.yaml | name the file with -c FILE"]);
 }
 
 #[test]
