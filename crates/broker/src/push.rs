@@ -64,9 +64,12 @@ impl Drop for Pool {
 impl Pool {
     pub fn start(job: Job, broker: Broker, mesh: Mesh) -> Self {
         let stop = Shutdown::new();
+        // Redelivery is the retry: it survives restarts and keeps the place of the message.
+        let policy = Instance::new(&Policy { retry: None, ..job.push.policy.clone() });
+        let (kind, name) = job.source.parts();
+        policy.tell(broker.telemetry().metrics(), &format!("{kind} {name}"));
         let pusher = Arc::new(Pusher {
-            // Redelivery is the retry: it survives restarts and keeps the place of the message.
-            policy: Instance::new(&Policy { retry: None, ..job.push.policy.clone() }),
+            policy,
             lease: job.push.policy.deadline.map_or(job.lease, |d| job.lease.max(d + SETTLE)),
             broker,
             mesh,

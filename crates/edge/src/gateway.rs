@@ -244,7 +244,11 @@ impl Running {
             let kept = old.and_then(|o| o.routes.iter().find(|k| *k.name == *r.name.as_str()));
             let policy = match kept {
                 Some(k) if *k.policy.policy() == r.policy => k.policy.clone(),
-                _ => Instance::new(&r.policy),
+                _ => {
+                    let fresh = Instance::new(&r.policy);
+                    fresh.tell(telemetry.metrics(), &format!("route {}", r.name));
+                    fresh
+                }
             };
             Arc::new(Route::new(r, policy, telemetry))
         });

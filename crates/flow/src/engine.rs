@@ -1,7 +1,7 @@
 //! The door: [`Flow`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -12,10 +12,9 @@ use tokio::time::Instant;
 use weft_broker::Broker;
 use weft_core::task::{self, Shutdown};
 use weft_core::{Clock as _, Context, Deadline, Id, Name, SystemClock, Timestamp, limits};
-use weft_mesh::{Mesh, ServiceSpec, policy_samples};
+use weft_mesh::{Mesh, ServiceSpec};
 use weft_store::{Batch, Expect, Position, Store, Version};
 use weft_telemetry::Telemetry;
-use weft_telemetry::metrics::{Collector, Samples};
 
 use crate::definition::{self, Catalog, Definition};
 use crate::error::{Error, Result};
@@ -46,8 +45,6 @@ pub(crate) struct Inner {
     by_hash: RwLock<HashMap<String, Arc<Definition>>>,
     active: Mutex<HashMap<Id, Handle>>,
     resumed: AtomicBool,
-    /// Tells what the steps' policies counted, at each scrape.
-    _collector: Collector,
 }
 
 /// What a start came to.
@@ -97,17 +94,13 @@ const KEYS: usize = 500;
 /// How often ended instances are purged, and instances nobody runs are looked for.
 const SWEEP: Duration = Duration::from_secs(60);
 
-fn step_policies(flow: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
-    move |out| {
-        let current: Vec<_> = flow.upgrade().map(|i| i.current.read().values().cloned().collect()).unwrap_or_default();
-        for d in &current {
-            for step in &d.steps {
-                let name = format!("step {}/{}", d.name, step.name);
-                policy_samples(out, &name, &step.action.instance);
-                if let Some(undo) = &step.compensate {
-                    policy_samples(out, &format!("{name} compensate"), &undo.instance);
-                }
-            }
+/// Has the policies of a definition's steps tell what they count.
+fn tell(d: &Definition, telemetry: &Telemetry) {
+    for step in &d.steps {
+        let name = format!("step {}/{}", d.name, step.name);
+        step.action.instance.tell(telemetry.metrics(), &name);
+        if let Some(undo) = &step.compensate {
+            undo.instance.tell(telemetry.metrics(), &format!("{name} compensate"));
         }
     }
 }
@@ -118,8 +111,7 @@ impl Flow {
     pub async fn open(store: Arc<dyn Store>, broker: Broker, mesh: Mesh, telemetry: Telemetry) -> Result<Self> {
         // A store that cannot be read is met here and not by the first saga.
         store.scan(key::INDEX, b"s", None, 1).await?;
-        let flow = Self(Arc::new_cyclic(|flow: &Weak<Inner>| Inner {
-            _collector: telemetry.metrics().collect(step_policies(flow.clone())),
+        let flow = Self(Arc::new(Inner {
             store,
             broker,
             mesh,
@@ -186,6 +178,7 @@ impl Flow {
         if !batch.ops.is_empty() {
             inner.store.commit(batch).await?;
         }
+        compiled.iter().for_each(|d| tell(d, &inner.telemetry));
         inner.by_hash.write().extend(compiled.iter().map(|d| (d.hash.clone(), d.clone())));
         inner.services.replace(catalog);
         *inner.current.write() = compiled.into_iter().map(|d| (d.name.clone(), d)).collect();
@@ -504,6 +497,7 @@ impl Inner {
         // What it names was checked when it was in force; what is gone since shows when it is called.
         let d = definition::compile(&spec, &Catalog::default())
             .map_err(|m| bad(m.iter().map(|m| m.to_string()).collect::<Vec<_>>().join("; ")))?;
+        tell(&d, &self.telemetry);
         let d = Arc::new(d);
         self.by_hash.write().insert(hash.to_owned(), d.clone());
         Ok(d)

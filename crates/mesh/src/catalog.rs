@@ -214,7 +214,11 @@ impl Catalog {
                 Arc::new(Service {
                     name: name.clone(),
                     balance,
-                    policy: kept.unwrap_or_else(|| Instance::new(&policy)),
+                    policy: kept.unwrap_or_else(|| {
+                        let fresh = Instance::new(&policy);
+                        fresh.tell(self.telemetry.metrics(), &format!("service {name}"));
+                        fresh
+                    }),
                     endpoints: ArcSwap::new(endpoints),
                     meter,
                     turn: Default::default(),

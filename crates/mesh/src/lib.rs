@@ -37,7 +37,6 @@ pub use dns::Dns;
 pub use endpoint::{Endpoint, Target};
 pub use error::Error;
 pub use mesh::{InstanceView, Mesh, ServiceView};
-pub use observe::policy_samples;
 pub use outbound::{IDEMPOTENCY_KEY, Outbound};
 pub use registry::{Registered, Registration};
 pub use spec::{Address, Balance, Protocol, ServiceSpec};

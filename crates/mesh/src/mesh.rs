@@ -17,7 +17,6 @@ use weft_core::{Context, Name, limits, task};
 use weft_policy::attempt::Attempt;
 use weft_store::{Batch, Store};
 use weft_telemetry::Telemetry;
-use weft_telemetry::metrics::{Collector, Samples};
 
 use crate::answer::Reply;
 use crate::catalog::{Catalog, Declared, Task, Watchers};
@@ -25,7 +24,7 @@ use crate::dns::Dns;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::health;
-use crate::observe::{Meter, policy_samples};
+use crate::observe::Meter;
 use crate::outbound::Outbound;
 use crate::registry::{Registered, Registration};
 use crate::spec::{Address, HealthCheck, Protocol, ServiceSpec};
@@ -49,8 +48,6 @@ struct Inner {
     dns: Dns,
     /// Wakes the task that removes expired registrations.
     expiry: Arc<Notify>,
-    /// Tells what the services' policies counted, at each scrape.
-    _collector: Collector,
 }
 
 impl std::fmt::Debug for Inner {
@@ -115,8 +112,7 @@ impl Mesh {
 
     /// With a resolver of its own.
     pub fn with_dns(store: Arc<dyn Store>, telemetry: Telemetry, dns: Dns) -> Self {
-        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
-            _collector: telemetry.metrics().collect(service_policies(inner.clone())),
+        let inner = Arc::new(Inner {
             services: ArcSwap::default(),
             catalog: Mutex::new(Catalog::new(telemetry.clone())),
             changes: watch::Sender::new(0),
@@ -377,15 +373,6 @@ fn view(catalog: &Catalog, name: &str) -> Option<ServiceView> {
         index: live.index,
         instances: instances.collect(),
     })
-}
-
-fn service_policies(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
-    move |out| {
-        let services = mesh.upgrade().map(|inner| inner.services.load_full());
-        for service in services.iter().flat_map(|all| all.values()) {
-            policy_samples(out, &format!("service {}", service.name), &service.policy);
-        }
-    }
 }
 
 impl Drop for Inner {

@@ -6,8 +6,7 @@ use http::Method;
 use tokio::time::Instant;
 use weft_core::{Class, Clock as _, Name, SystemClock, Timestamp, Trace};
 use weft_policy::outcome::{Judged, Outcome};
-use weft_policy::{Instance, breaker};
-use weft_telemetry::metrics::{Counter, Gauge, Histogram, Raised, Samples};
+use weft_telemetry::metrics::{Counter, Gauge, Histogram, Raised};
 use weft_telemetry::{SpanKind, SpanRecord, SpanStatus, Telemetry, Text, Value, names};
 
 use crate::endpoint::{Endpoint, Load};
@@ -193,54 +192,4 @@ fn method_text(m: &Method) -> Text {
         // Callers choose other methods' names; spans have few different names.
         _ => "other method",
     })
-}
-
-/// What a policy counted, at a scrape: `policy` names the one thing it limits (`service payment`, `route orders`,
-/// `step place-order/charge`).
-pub fn policy_samples(out: &mut Samples, policy: &str, instance: &Instance) {
-    let own = [("policy", policy)];
-    let stats = instance.stats();
-    out.counter(&names::RETRIES, &own, stats.retries);
-    out.counter(&names::RETRY_BUDGET_SPENT, &own, stats.budget_spent);
-    out.gauge(&names::BULKHEAD_IN_FLIGHT, &own, stats.under_way.into());
-    out.gauge(&names::BULKHEAD_WAITING, &own, stats.waiting.into());
-    if let Some(breaker) = instance.breaker_status() {
-        let state = match breaker.state {
-            breaker::Name::Closed => 0.0,
-            breaker::Name::HalfOpen => 1.0,
-            breaker::Name::Open => 2.0,
-        };
-        out.gauge(&names::BREAKER_STATE, &own, state);
-        out.counter(&names::BREAKER_OPENED, &own, breaker.opened);
-        out.counter(&names::POLICY_REFUSED, &[own[0], ("reason", "breaker-open")], breaker.refused);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use weft_policy::{Policy, spec};
-    use weft_telemetry::metrics::Metrics;
-
-    use super::*;
-
-    #[test]
-    fn an_open_breaker_shows_its_state_and_its_refusals_under_the_name_of_its_policy() {
-        let breaker = spec::Breaker { min_calls: 1, window: 1, ..spec::Breaker::default() };
-        let instance = Instance::new(&Policy { breaker: Some(breaker), ..Policy::builtin() });
-        let gate = instance.breaker().unwrap();
-        gate.admit(0).unwrap().judge(0, true, Duration::ZERO);
-        assert!(gate.admit(1).is_err());
-        let metrics = Metrics::new();
-        let _collector = metrics.collect(move |out| policy_samples(out, "step s/charge", &instance));
-        let text = metrics.render_prometheus();
-        for line in [
-            "weft_breaker_state{policy=\"step s/charge\"} 2",
-            "weft_breaker_opened_total{policy=\"step s/charge\"} 1",
-            "weft_policy_refused_total{policy=\"step s/charge\",reason=\"breaker-open\"} 1",
-        ] {
-            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
-        }
-    }
 }

@@ -312,9 +312,8 @@ impl Breaker {
 
     /// Names it in the log, once; a breaker without a name keeps silent.
     #[cfg(feature = "telemetry")]
-    pub(crate) fn name(&self, name: String) {
-        // Named before: keeps that.
-        let _ = self.name.set(name);
+    pub(crate) fn name(&self, name: &str) {
+        self.name.get_or_init(|| name.to_owned());
     }
 
     #[cfg(feature = "telemetry")]

@@ -145,55 +145,55 @@ impl Instance {
         }
     }
 
-    /// Tells its counters to the metrics for as long as it lives, under the labels `on` (`route`, `step`,
-    /// `subscription`, `service`) and `name`, and what its breaker does to the log. Said once; later calls change
-    /// nothing.
+    /// Tells its counters to the metrics for as long as it lives, and what its breaker does to the log. `policy` names
+    /// the one thing it limits: `route orders`, `service payment`, `step place-order/charge`, `subscription mail`. Said
+    /// once; later calls change nothing. An old instance that still drains counts together with the new one of its
+    /// name; of two breakers the worse shows.
     #[cfg(feature = "telemetry")]
-    pub fn tell(&self, metrics: &weft_telemetry::Metrics, on: &'static str, name: &str) {
-        use weft_telemetry::names;
-        let (inner, name) = (Arc::downgrade(&self.0), Box::<str>::from(name));
+    pub fn tell(&self, metrics: &weft_telemetry::Metrics, policy: &str) {
+        let (inner, name) = (Arc::downgrade(&self.0), Box::<str>::from(policy));
         self.0.told.get_or_init(|| {
             if let Some(b) = self.breaker() {
-                b.name(format!("{on} {name}"));
+                b.name(policy);
             }
             metrics.collect(move |out| {
-                let Some(this) = inner.upgrade().map(Instance) else { return };
-                let (policy, stats) = (this.policy(), this.stats());
-                let labels = [("on", on), ("name", &*name)];
-                let mut refused = |reason, n| {
-                    out.counter(&names::POLICY_REFUSED, &[labels[0], labels[1], ("reason", reason)], n);
-                };
-                if policy.rate.is_some() {
-                    refused("rate-limited", stats.rate_refused);
-                }
-                if policy.bulkhead.is_some() {
-                    refused("bulkhead", stats.bulkhead_refused);
-                }
-                if policy.breaker.is_some() {
-                    refused("breaker-open", stats.breaker_refused);
-                }
-                if policy.rate.is_some_and(|r| r.per != crate::spec::RatePer::All) {
-                    out.counter(&names::RATE_CROWDED, &labels, stats.rate_crowded);
-                }
-                if policy.bulkhead.is_some() {
-                    out.gauge(&names::BULKHEAD_IN_FLIGHT, &labels, f64::from(stats.under_way));
-                    out.gauge(&names::BULKHEAD_WAITING, &labels, f64::from(stats.waiting));
-                }
-                if policy.retry.is_some() {
-                    out.counter(&names::RETRIES, &labels, stats.retries);
-                    out.counter(&names::RETRY_BUDGET_SPENT, &labels, stats.budget_spent);
-                }
-                if let Some(breaker) = this.breaker_status() {
-                    let state = match breaker.state {
-                        breaker::Name::Closed => 0.0,
-                        breaker::Name::HalfOpen => 1.0,
-                        breaker::Name::Open => 2.0,
-                    };
-                    out.gauge(&names::BREAKER_STATE, &labels, state);
-                    out.counter(&names::BREAKER_OPENED, &labels, breaker.opened);
+                if let Some(this) = inner.upgrade().map(Instance) {
+                    this.samples(out, &name);
                 }
             })
         });
+    }
+
+    #[cfg(feature = "telemetry")]
+    fn samples(&self, out: &mut weft_telemetry::metrics::Samples, name: &str) {
+        use weft_telemetry::names;
+        let (policy, stats) = (self.policy(), self.stats());
+        let own = [("policy", name)];
+        if let Some(rate) = policy.rate {
+            out.counter(&names::POLICY_REFUSED, &[own[0], ("reason", "rate-limited")], stats.rate_refused);
+            if rate.per != crate::spec::RatePer::All {
+                out.counter(&names::RATE_CROWDED, &own, stats.rate_crowded);
+            }
+        }
+        if policy.bulkhead.is_some() {
+            out.counter(&names::POLICY_REFUSED, &[own[0], ("reason", "bulkhead")], stats.bulkhead_refused);
+            out.gauge(&names::BULKHEAD_IN_FLIGHT, &own, stats.under_way.into());
+            out.gauge(&names::BULKHEAD_WAITING, &own, stats.waiting.into());
+        }
+        if policy.retry.is_some() {
+            out.counter(&names::RETRIES, &own, stats.retries);
+            out.counter(&names::RETRY_BUDGET_SPENT, &own, stats.budget_spent);
+        }
+        if let Some(breaker) = self.breaker_status() {
+            let state = match breaker.state {
+                breaker::Name::Closed => 0.0,
+                breaker::Name::HalfOpen => 1.0,
+                breaker::Name::Open => 2.0,
+            };
+            out.gauge_max(&names::BREAKER_STATE, &own, state);
+            out.counter(&names::BREAKER_OPENED, &own, breaker.opened);
+            out.counter(&names::POLICY_REFUSED, &[own[0], ("reason", "breaker-open")], breaker.refused);
+        }
     }
 
     /// An instant as the counters see it.
@@ -223,28 +223,50 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use crate::spec::{Rate, RatePer};
+    use crate::spec::{self, Rate, RatePer};
 
     #[tokio::test(start_paused = true)]
     async fn what_policy_refuses_is_told_to_the_metrics_while_the_instance_lives() {
-        let telemetry = weft_telemetry::Telemetry::new();
+        let metrics = weft_telemetry::Metrics::new();
         let rate = Rate { limit: 1, period: Duration::from_secs(1), burst: 0, per: RatePer::Principal };
         let i = Instance::new(&Policy { rate: Some(rate), ..Policy::builtin() });
-        i.tell(telemetry.metrics(), "route", "orders");
-        i.tell(telemetry.metrics(), "route", "again");
+        i.tell(&metrics, "route orders");
+        i.tell(&metrics, "route again");
         let _slot = i.acquire(Deadline::NONE).await.unwrap();
         i.check_rate("ann").unwrap();
         i.check_rate("ann").unwrap_err();
-        let text = telemetry.metrics().render_prometheus();
+        let text = metrics.render_prometheus();
         for line in [
-            "weft_policy_refused_total{on=\"route\",name=\"orders\",reason=\"rate-limited\"} 1\n",
-            "weft_bulkhead_in_flight{on=\"route\",name=\"orders\"} 1\n",
-            "weft_breaker_state{on=\"route\",name=\"orders\"} 0\n",
-            "weft_retries_total{on=\"route\",name=\"orders\"} 0\n",
+            "weft_policy_refused_total{policy=\"route orders\",reason=\"rate-limited\"} 1\n",
+            "weft_bulkhead_in_flight{policy=\"route orders\"} 1\n",
+            "weft_breaker_state{policy=\"route orders\"} 0\n",
+            "weft_retries_total{policy=\"route orders\"} 0\n",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+        assert!(!text.contains("again"), "{text}");
         drop(i);
-        assert!(!telemetry.metrics().render_prometheus().contains("orders"));
+        assert!(!metrics.render_prometheus().contains("orders"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_open_breaker_shows_its_state_beside_a_newer_one_of_its_name() {
+        let metrics = weft_telemetry::Metrics::new();
+        let breaker = spec::Breaker { min_calls: 1, window: 1, ..spec::Breaker::default() };
+        let policy = Policy { breaker: Some(breaker), ..Policy::builtin() };
+        let (old, new) = (Instance::new(&policy), Instance::new(&policy));
+        old.tell(&metrics, "step s/charge");
+        new.tell(&metrics, "step s/charge");
+        let gate = old.breaker().unwrap();
+        gate.admit(0).unwrap().judge(0, true, Duration::ZERO);
+        assert!(gate.admit(1).is_err());
+        let text = metrics.render_prometheus();
+        for line in [
+            "weft_breaker_state{policy=\"step s/charge\"} 2\n",
+            "weft_breaker_opened_total{policy=\"step s/charge\"} 1\n",
+            "weft_policy_refused_total{policy=\"step s/charge\",reason=\"breaker-open\"} 1\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
     }
 }

@@ -306,20 +306,26 @@ impl Samples {
     /// A count that is kept elsewhere. Counted twice in one scrape, it is added up.
     pub fn counter(&mut self, def: &'static Def, labels: &[(&'static str, &str)], value: u64) {
         assert_eq!(def.kind, Kind::Counter, "{}", def.name);
-        self.put(def, labels, value as f64);
+        self.put(def, labels, value as f64, |a, b| a + b);
     }
 
     /// A value that is known elsewhere. Told twice in one scrape, it is added up.
     pub fn gauge(&mut self, def: &'static Def, labels: &[(&'static str, &str)], value: f64) {
         assert_eq!(def.kind, Kind::Gauge, "{}", def.name);
-        self.put(def, labels, value);
+        self.put(def, labels, value, |a, b| a + b);
     }
 
-    fn put(&mut self, def: &'static Def, labels: &[(&'static str, &str)], value: f64) {
+    /// As [`gauge`](Self::gauge), but told twice in one scrape the greater counts.
+    pub fn gauge_max(&mut self, def: &'static Def, labels: &[(&'static str, &str)], value: f64) {
+        assert_eq!(def.kind, Kind::Gauge, "{}", def.name);
+        self.put(def, labels, value, f64::max);
+    }
+
+    fn put(&mut self, def: &'static Def, labels: &[(&'static str, &str)], value: f64, join: fn(f64, f64) -> f64) {
         let series = &mut self.found.entry(def.name).or_insert_with(|| (def, BTreeMap::new())).1;
         let labels = owned(labels);
         if let Some(old) = series.get_mut(&labels) {
-            *old += value;
+            *old = join(*old, value);
         } else if self.count >= limits::METRIC_SERIES {
             self.dropped += 1;
         } else {

@@ -17,7 +17,7 @@ metrics! {
     HTTP_REQUESTS_IN_FLIGHT = Gauge "weft_http_requests_in_flight", "Requests being worked on, streams included.";
     CONNECTIONS = Gauge "weft_connections", "Open client connections, by listener.";
 
-    POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused before it was sent, by what the policy is on, its name, and reason (rate-limited, bulkhead, breaker-open).";
+    POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused before it was sent, by policy and reason (rate-limited, bulkhead, breaker-open).";
     RETRIES = Counter "weft_retries_total", "Attempts after the first, by policy.";
     RETRY_BUDGET_SPENT = Counter "weft_retry_budget_spent_total", "Retries not made because the retry budget was used up, by policy.";
     BREAKER_STATE = Gauge "weft_breaker_state", "0 closed, 1 half-open, 2 open, by policy.";
