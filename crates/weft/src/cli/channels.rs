@@ -47,7 +47,7 @@ pub(super) async fn queues(args: QueuesArgs) -> Answer {
     let client = Client::new(&args.remote)?;
     match (args.name, args.action) {
         (None, None) => {
-            let answer = client.get("/v1/queues").await?;
+            let answer = client.all("/v1/queues").await?;
             Ok(channels(
                 &answer,
                 items(&answer, "items"),
@@ -116,8 +116,8 @@ pub(super) struct TopicsArgs {
 
 pub(super) async fn topics(args: TopicsArgs) -> Answer {
     let client = Client::new(&args.remote)?;
-    let topics = client.get("/v1/topics").await?;
-    let subscriptions = client.get("/v1/subscriptions").await?;
+    let topics = client.all("/v1/topics").await?;
+    let subscriptions = client.all("/v1/subscriptions").await?;
     if client.json {
         return Ok(pretty(&json!({"topics": topics, "subscriptions": subscriptions})));
     }
@@ -140,7 +140,8 @@ pub(super) async fn topics(args: TopicsArgs) -> Answer {
     for s in items(&subscriptions, "items") {
         let k = |key| cell(s, key);
         let [ready, in_flight, delayed, dead] = ["ready", "in_flight", "delayed", "dead_letters"].map(k);
-        subs.row([k("name"), k("topic"), ready, in_flight, delayed, dead, oldest(s), k("push"), k("origin")]);
+        let push = format!("{}{}", cell(&s["push"], "service"), cell(&s["push"], "path"));
+        subs.row([k("name"), k("topic"), ready, in_flight, delayed, dead, oldest(s), push, k("origin")]);
     }
     let topics = table.render("no topics yet: weft publish topic NAME makes one");
     Ok(format!("{topics}\n{}", subs.render("no subscriptions")))

@@ -16,6 +16,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// Bytes of an answer.
 const ANSWER_BYTES: usize = 64 << 20;
 
+/// Pages of one listing; what is left after them stays behind `next`.
+const PAGES: usize = 100;
+
 /// The API of one Weft.
 pub(super) struct Client {
     authority: String,
@@ -124,6 +127,22 @@ impl Client {
     /// GET.
     pub async fn get(&self, path: &str) -> Result<Value, Error> {
         self.call(Method::GET, path, None, &[], Duration::ZERO).await
+    }
+
+    /// GET of a whole listing, page by page.
+    pub async fn all(&self, path: &str) -> Result<Value, Error> {
+        let mut items = Vec::new();
+        let mut answer = self.get(path).await?;
+        for _ in 1..PAGES {
+            let Some(cursor) = answer["next"].as_str().map(escape) else { break };
+            items.append(answer["items"].as_array_mut().unwrap_or(&mut Vec::new()));
+            answer = self.get(&format!("{path}?cursor={cursor}")).await?;
+        }
+        if let Some(last) = answer["items"].as_array_mut() {
+            items.append(last);
+            *last = items;
+        }
+        Ok(answer)
     }
 
     /// POST of JSON.

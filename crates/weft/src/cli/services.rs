@@ -19,7 +19,7 @@ pub(super) async fn run(args: ServicesArgs) -> Answer {
     let client = Client::new(&args.remote)?;
     let answer = match &args.name {
         Some(name) => client.get(&path(&["v1", "services", name])).await?,
-        None => client.get("/v1/services").await?,
+        None => client.all("/v1/services").await?,
     };
     if client.json {
         return Ok(pretty(&answer));

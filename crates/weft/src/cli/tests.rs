@@ -118,15 +118,30 @@ emails  3      1          0        2             1m30s   fsync       file
 }
 
 #[tokio::test]
+async fn listings_are_read_to_their_last_page() {
+    let page = |name: &str, next: Value| json!({"items": [{"name": name}], "next": next});
+    let (api, seen) = api(vec![
+        ("GET /v1/queues?cursor=a%2Fb", 200, page("second", Value::Null)),
+        ("GET /v1/queues", 200, page("first", json!("a/b"))),
+    ])
+    .await;
+    let table = weft(&api, "queues").await.unwrap();
+    assert!(table.contains("first") && table.contains("second"), "{table}");
+    let raw: Value = serde_json::from_str(&weft(&api, "queues --json").await.unwrap()).unwrap();
+    assert_eq!(raw, json!({"items": [{"name": "first"}, {"name": "second"}], "next": null}));
+    assert_eq!(seen.lock().unwrap().len(), 4);
+}
+
+#[tokio::test]
 async fn topics_show_their_subscriptions() {
     let (api, _) = api(vec![
         ("GET /v1/topics", 200, json!({"items": [{"name": "orders", "partitions": 4, "ready": 12, "durability": "fsync", "origin": "file"}]})),
-        ("GET /v1/subscriptions", 200, json!({"items": [{"name": "ship", "topic": "orders", "ready": 1, "in_flight": 0, "delayed": 0, "dead_letters": 0, "push": "shipping", "origin": "file"}]})),
+        ("GET /v1/subscriptions", 200, json!({"items": [{"name": "ship", "topic": "orders", "ready": 1, "in_flight": 0, "delayed": 0, "dead_letters": 0, "push": {"service": "shipping", "path": "/events"}, "origin": "file"}]})),
     ])
     .await;
     let text = weft(&api, "topics").await.unwrap();
     assert!(text.contains("orders  4           12"), "{text}");
-    assert!(text.lines().last().unwrap().ends_with("shipping  file"), "{text}");
+    assert!(text.lines().last().unwrap().ends_with("shipping/events  file"), "{text}");
 }
 
 #[tokio::test]
