@@ -200,6 +200,17 @@ pub(crate) fn write(disk: &dyn Disk, number: u64, content: &[u8]) -> Result<()> 
     disk.sync_dir().map_err(io("syncing the directory"))
 }
 
+/// Writes a checkpoint that was read once more, in place. Its sync may have failed while the page cache shows it
+/// whole; now it is durable for sure, before anything older is let go of.
+pub(crate) fn confirm(disk: &dyn Disk, number: u64) -> Result<()> {
+    let file = disk.open(&name(number)).map_err(io("opening a checkpoint"))?;
+    let mut bytes = vec![0; file.len().map_err(io("opening a checkpoint"))? as usize];
+    file.read_at(0, &mut bytes).map_err(io("reading a checkpoint"))?;
+    file.write_at(0, &bytes).map_err(io("writing a checkpoint"))?;
+    file.sync().map_err(io("syncing a checkpoint"))?;
+    disk.sync_dir().map_err(io("syncing the directory"))
+}
+
 /// Reads a checkpoint file; `None` when neither copy is whole.
 pub(crate) fn read(disk: &dyn Disk, number: u64) -> Result<Option<(Head, Streams)>> {
     let file = disk.open(&name(number)).map_err(io("opening a checkpoint"))?;

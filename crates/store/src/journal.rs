@@ -49,8 +49,10 @@ pub(crate) struct Writer {
     unsynced: Vec<Arc<Group>>,
     /// The keeper, where it works between groups instead of on a thread of its own.
     keeper: Option<Keeper>,
-    /// Whether the segment changed since the keeper last looked.
+    /// Whether the segments changed since the keeper last looked.
     rolled: bool,
+    /// Whose batches were in a group that failed.
+    unknown: Vec<Reply>,
 }
 
 /// An accepted batch waiting for its group.
@@ -87,7 +89,9 @@ impl Writer {
             time: r.time,
             unsynced: Vec::new(),
             keeper: (!shared.tuning.background).then(|| Keeper::new(shared.clone(), disk.clone())),
-            rolled: false,
+            // Openings leave segments behind, too.
+            rolled: true,
+            unknown: Vec::new(),
             shared,
             disk,
             clock,
@@ -117,9 +121,8 @@ impl Writer {
         *writer.shared.views.write() = r.views;
         writer.shared.published.send_replace(position);
         writer.shared.tail_used.store(0, Ordering::Relaxed);
-        if let Some(keeper) = &writer.keeper {
-            keeper.look()?;
-        }
+        writer.shared.note_crowding(&writer.shared.views.read());
+        writer.shared.nudge.nudge();
         Ok((writer, r.report))
     }
 
@@ -127,8 +130,11 @@ impl Writer {
     pub(crate) fn serve(&mut self) -> Result<()> {
         let mut work = Vec::new();
         let most = GROUP_BYTES.min(self.shared.tuning.segment_bytes as usize / 4);
+        self.keep()?;
         loop {
-            let patience = (self.durable < self.sequence).then_some(RELAXED_SYNC);
+            // A simulation has no time of its own that could pass.
+            let waiting = self.durable < self.sequence && self.shared.tuning.background;
+            let patience = waiting.then_some(RELAXED_SYNC);
             if self.shared.queue.take(most, patience, &mut work).is_none() {
                 return self.sync();
             }
@@ -240,10 +246,9 @@ impl Writer {
             batches.push(s.batch);
         }
         if let Err(e) = self.write_group(&batches, strict) {
-            let unknown = Error::Unknown { reason: e.to_string() };
-            for reply in accepted.into_iter().map(|a| a.reply).chain(refused.into_iter().map(|(r, _)| r)) {
-                let _ = reply.send(Err(unknown.clone()));
-            }
+            // Answered once everyone can see that the store is being opened again.
+            self.unknown.extend(accepted.into_iter().map(|a| a.reply));
+            self.unknown.extend(refused.into_iter().map(|(reply, _)| reply));
             return Err(e);
         }
         let time = self.time;
@@ -416,6 +421,10 @@ pub(crate) fn run(mut writer: Writer) {
         let reason = e.to_string();
         tracing::error!(reason, "the journal failed");
         let closed = shared.health.failed(&reason);
+        for reply in writer.unknown.drain(..) {
+            // Whoever dropped the future does not want the answer.
+            let _ = reply.send(Err(Error::Unknown { reason: reason.clone() }));
+        }
         shared.refuse_queued();
         if closed {
             return;

@@ -247,10 +247,10 @@ impl Keeper {
     }
 }
 
-/// Removes older checkpoints and the settled files that neither the checkpoint nor the views name.
+/// Removes all checkpoints but one, and the settled files that neither the checkpoint nor the views name.
 pub(crate) fn remove_stale(disk: &dyn Disk, checkpoint: u64, named: &HashSet<u64>) -> Result<()> {
     for name in disk.list().map_err(io("listing the journal"))? {
-        let stale = checkpoint::number_of(&name).is_some_and(|n| n < checkpoint)
+        let stale = checkpoint::number_of(&name).is_some_and(|n| n != checkpoint)
             || settled::id_of(&name).is_some_and(|id| !named.contains(&id));
         if stale {
             disk.remove(&name).map_err(io("removing a file"))?;

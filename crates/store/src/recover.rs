@@ -183,6 +183,9 @@ pub(crate) struct Recovered {
 pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
     let names = disk.list().map_err(io("listing the journal"))?;
     let (number, head, streams) = newest_checkpoint(disk, &names)?;
+    if number > 0 {
+        checkpoint::confirm(disk, number)?;
+    }
     let (found, blank) = segments(disk)?;
     let mut views = Views::default();
     views.streams = streams;
@@ -278,18 +281,17 @@ pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
     Ok(r)
 }
 
-/// The newest checkpoint that reads back; the beginning when there is none.
+/// The newest checkpoint that reads back; the beginning, under number zero, when there is none.
 fn newest_checkpoint(disk: &dyn Disk, names: &[String]) -> Result<(u64, Head, Streams)> {
     let mut numbers: Vec<u64> = names.iter().filter_map(|n| checkpoint::number_of(n)).collect();
     numbers.sort_unstable();
-    let newest = numbers.last().copied().unwrap_or(0);
     for number in numbers.into_iter().rev() {
         match checkpoint::read(disk, number)? {
-            Some((head, streams)) => return Ok((newest, head, streams)),
+            Some((head, streams)) => return Ok((number, head, streams)),
             None => tracing::warn!(number, "a checkpoint is not whole; the one before it counts"),
         }
     }
-    Ok((newest, Head { next: 1, next_file: 1, ..Head::default() }, Streams::default()))
+    Ok((0, Head { next: 1, next_file: 1, ..Head::default() }, Streams::default()))
 }
 
 /// Opens the settled files a group's edits name.
