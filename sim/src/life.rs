@@ -213,7 +213,7 @@ impl World {
         };
         if reached < open.promised {
             let promised = states[open.promised].key("meta", "count").map_or(0, number);
-            return Err(format!("batch {promised} was acknowledged, the store is at {count}"));
+            return Err(format!("batch {promised} was acknowledged, the store is at {count}; {:?}", store.report()));
         }
         if let Some(difference) = states[reached].differs(store, false) {
             return Err(format!("at batch {count}: {difference}"));

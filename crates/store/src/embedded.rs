@@ -95,6 +95,24 @@ struct Threads {
     keeper: Option<JoinHandle<()>>,
 }
 
+/// What the writer has done: batches accepted, groups written, syncs of the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Batches accepted.
+    pub batches: u64,
+    /// Groups written.
+    pub groups: u64,
+    /// Syncs of the journal.
+    pub syncs: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) batches: AtomicU64,
+    pub(crate) groups: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+}
+
 /// What the handles and the threads share.
 pub(crate) struct Shared {
     pub(crate) queue: Queue,
@@ -119,6 +137,7 @@ pub(crate) struct Shared {
     pub(crate) checkpoint: AtomicU64,
     /// The key-value view or settling lags so far behind that batches that only add are refused.
     crowded: AtomicBool,
+    pub(crate) counters: Counters,
     readers: Readers,
 }
 
@@ -336,12 +355,20 @@ impl Embedded {
             readers: Readers::start(if config.tuning.background { READER_THREADS } else { 0 })
                 .map_err(io("starting the readers"))?,
             crowded: AtomicBool::new(false),
+            counters: Counters::default(),
             tuning: config.tuning,
         });
         let (writer, report) = Writer::open(shared.clone(), disk.clone(), config.clock)?;
         let threads = Threads::start(&shared, disk, writer).map_err(io("starting the store's threads"))?;
         let (threads, lock) = (Mutex::new(Some(threads)), Mutex::new(Some(lock)));
         Ok(Self { door: Arc::new(Door { shared, threads, lock, report }) })
+    }
+
+    /// What the writer has done since the opening.
+    pub fn stats(&self) -> Stats {
+        let count = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        let c = &self.shared().counters;
+        Stats { batches: count(&c.batches), groups: count(&c.groups), syncs: count(&c.syncs) }
     }
 
     /// What the opening found and did.

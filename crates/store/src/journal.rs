@@ -53,6 +53,8 @@ pub(crate) struct Writer {
     rolled: bool,
     /// Whose batches were in a group that failed.
     unknown: Vec<Reply>,
+    /// Answers of a durable group that wait until the keeper between groups has done its work.
+    answers: Vec<(Reply, Result<Answer>)>,
 }
 
 /// An accepted batch waiting for its group.
@@ -92,6 +94,7 @@ impl Writer {
             // Openings leave segments behind, too.
             rolled: true,
             unknown: Vec::new(),
+            answers: Vec::new(),
             shared,
             disk,
             clock,
@@ -123,14 +126,14 @@ impl Writer {
         writer.shared.tail_used.store(0, Ordering::Relaxed);
         writer.shared.note_crowding(&writer.shared.views.read());
         writer.shared.nudge.nudge();
+        writer.keep()?;
         Ok((writer, r.report))
     }
 
     /// Serves until the last handle is gone or the store is closed (`Ok`), or a write or sync fails.
     pub(crate) fn serve(&mut self) -> Result<()> {
-        let mut work = Vec::new();
+        let mut work: Vec<Work> = Vec::new();
         let most = GROUP_BYTES.min(self.shared.tuning.segment_bytes as usize / 4);
-        self.keep()?;
         loop {
             // A simulation has no time of its own that could pass.
             let waiting = self.durable < self.sequence && self.shared.tuning.background;
@@ -166,7 +169,9 @@ impl Writer {
                 }
             }
             self.shared.health.recovered();
-            self.keep()?;
+            let kept = self.keep();
+            self.reply();
+            kept?;
         }
     }
 
@@ -252,14 +257,23 @@ impl Writer {
             return Err(e);
         }
         let time = self.time;
-        for (a, batch) in accepted.into_iter().zip(batches) {
-            // Whoever dropped the future does not want the answer; the batch stands.
-            let _ = a.reply.send(Ok(Answer::Done { position: a.position, time, firsts: a.firsts, batch }));
-        }
-        for (reply, answer) in refused {
-            let _ = reply.send(answer);
+        let done = |(a, batch): (Accepted, Encoded)| {
+            (a.reply, Ok(Answer::Done { position: a.position, time, firsts: a.firsts, batch }))
+        };
+        self.answers.extend(accepted.into_iter().zip(batches).map(done));
+        self.answers.extend(refused);
+        if self.keeper.is_none() {
+            self.reply();
         }
         Ok(())
+    }
+
+    /// Sends the answers of a group that is durable.
+    fn reply(&mut self) {
+        for (reply, answer) in self.answers.drain(..) {
+            // Whoever dropped the future does not want the answer; the batch stands.
+            let _ = reply.send(answer);
+        }
     }
 
     /// Why batches that only add are refused now.
@@ -349,6 +363,8 @@ impl Writer {
         self.sequence = header.sequence;
         self.chain = header.chain();
         self.next = header.end();
+        self.shared.counters.groups.fetch_add(1, Ordering::Relaxed);
+        self.shared.counters.batches.fetch_add(u64::from(header.batches), Ordering::Relaxed);
         Ok((Arc::new(Group::trusted(header, Bytes::from(bytes))), at))
     }
 
@@ -370,6 +386,7 @@ impl Writer {
         if self.durable < self.sequence {
             self.tail.file.sync().map_err(io("syncing the journal"))?;
             self.durable = self.sequence;
+            self.shared.counters.syncs.fetch_add(1, Ordering::Relaxed);
             // What this sync made durable of earlier relaxed groups; a group being written is not published yet.
             if self.shared.views.read().last.is_some_and(|h| h.sequence == self.sequence) {
                 self.hand_over()?;

@@ -30,7 +30,7 @@ mod views;
 mod wire;
 
 pub use batch::{Batch, Durability, Expect, Op, Version};
-pub use embedded::{Config, Embedded, Tuning};
+pub use embedded::{Config, Embedded, Stats, Tuning};
 pub use recover::Report;
 
 use std::sync::Arc;

@@ -39,10 +39,11 @@ pub(crate) struct Candidate {
 }
 
 /// One step of the journal's order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// A group to apply.
-    Group(Candidate),
+    /// A group to apply: its copies, the newest first. A stop in the middle of recovery leaves copies whose header
+    /// reached the disk and whose content did not.
+    Group(Vec<Candidate>),
     /// Groups whose headers are lost though they were durable; positions from `from` up to but without `to`.
     Lost {
         /// First lost sequence.
@@ -107,8 +108,14 @@ pub(crate) fn scan(disk: &dyn Disk, segment: &Found) -> Result<Vec<Candidate>> {
     Ok(out)
 }
 
+impl Step {
+    /// The group's header; `None` for lost ones.
+    fn header(&self) -> Option<&GroupHeader> {
+        if let Step::Group(copies) = self { copies.first().map(|c| &c.header) } else { None }
+    }
+}
+
 /// Puts candidates in order behind `sequence`, whose chain is `chain` and behind which positions go on at `next`.
-/// Of copies of one group the later generation counts.
 pub(crate) fn order(candidates: Vec<Candidate>, sequence: u64, chain: u64, next: Position) -> Vec<Step> {
     let mut by_sequence: BTreeMap<u64, Vec<Candidate>> = BTreeMap::new();
     for c in candidates {
@@ -134,7 +141,8 @@ pub(crate) fn order(candidates: Vec<Candidate>, sequence: u64, chain: u64, next:
                 *c
             }
         };
-        steps.push(Step::Group(c));
+        let copies = by_sequence[&c.header.sequence].iter().rev().filter(|o| o.header.chain() == c.header.chain());
+        steps.push(Step::Group(copies.copied().collect()));
         expected = c.header.sequence + 1;
         chain = c.header.chain();
         next = c.header.end();
@@ -206,12 +214,11 @@ pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
     for f in found.iter().filter(|f| f.header.generation >= head.generation) {
         candidates.extend(scan(disk, f)?);
     }
-    let written: u64 =
-        candidates.iter().filter(|c| c.header.sequence > head.sequence).map(|c| c.header.disk_len() as u64).sum();
+    let sizes: BTreeMap<u64, u64> =
+        candidates.iter().map(|c| (c.header.sequence, c.header.disk_len() as u64)).collect();
     let steps = order(candidates, head.sequence, head.chain, head.next);
     report.clean = ends_clean(&steps);
-    let proven = |s: &Step| if let Step::Group(c) = s { c.header.durable } else { 0 };
-    let durable = steps.iter().map(proven).max().unwrap_or(0).max(head.sequence);
+    let durable = steps.iter().filter_map(Step::header).map(|h| h.durable).max().unwrap_or(0).max(head.sequence);
     let mut r = Recovered {
         views,
         report,
@@ -228,19 +235,17 @@ pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
         next_file: names.iter().filter_map(|n| settled::id_of(n)).max().map_or(1, |n| n + 1).max(head.next_file),
         checkpoint: number,
     };
-    let mut read = 0;
     for step in &steps {
-        let c = match step {
-            Step::Group(c) => c,
+        let copies = match step {
+            Step::Group(copies) => copies,
             Step::Lost { sequence, from, to } => {
                 tracing::error!(sequence, from, to, "the journal is damaged: positions are lost");
                 r.report.lost.push((*from, *to));
                 continue;
             }
         };
-        let segment = r.views.segments.get(&c.segment).expect("scanned segments are listed").clone();
+        let (c, group) = best(copies, &r.views)?;
         let at = Location { sequence: c.header.sequence, segment: c.segment, offset: c.offset };
-        let group = reader::load(&segment, at)?;
         let unproven = c.header.sequence > durable;
         if unproven && !group.as_ref().is_some_and(|g| g.damaged.is_empty()) {
             // After an orderly close nothing is torn, so this is damage.
@@ -248,7 +253,6 @@ pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
                 break;
             }
         }
-        read += c.header.disk_len() as u64;
         r.report.replayed += 1;
         (r.sequence, r.chain, r.next, r.time) = (c.header.sequence, c.header.chain(), c.header.end(), c.header.time);
         let Some(group) = group else {
@@ -271,7 +275,7 @@ pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
         kv.apply(&group)?;
     }
     if !r.report.clean {
-        r.report.cut = written.saturating_sub(read);
+        r.report.cut = sizes.range(r.sequence + 1..).map(|(_, n)| n).sum();
     }
     if r.report.cut > 0 {
         tracing::warn!(bytes = r.report.cut, "a torn tail was cut; nothing of it had been answered");
@@ -279,6 +283,23 @@ pub(crate) fn recover(disk: &dyn Disk, kv: &Kv) -> Result<Recovered> {
     let listed: HashSet<u32> = r.views.segments.keys().copied().collect();
     r.free = found.iter().map(|f| f.id).chain(blank).filter(|id| !listed.contains(id)).collect();
     Ok(r)
+}
+
+/// The first whole copy of a group, else the first with a whole directory.
+fn best(copies: &[Candidate], views: &Views) -> Result<(Candidate, Option<Arc<Group>>)> {
+    let mut found = (copies[0], None);
+    for c in copies {
+        let segment = views.segments.get(&c.segment).expect("scanned segments are listed");
+        let at = Location { sequence: c.header.sequence, segment: c.segment, offset: c.offset };
+        let group = reader::load(segment, at)?;
+        if group.as_ref().is_some_and(|g| g.damaged.is_empty()) {
+            return Ok((*c, group));
+        }
+        if found.1.is_none() && group.is_some() {
+            found = (*c, group);
+        }
+    }
+    Ok(found)
 }
 
 /// The newest checkpoint that reads back; the beginning, under number zero, when there is none.
@@ -318,7 +339,7 @@ fn open_file(disk: &dyn Disk, id: u64, views: &mut Views, report: &mut Report) -
 
 /// Whether the journal ends with an orderly close.
 fn ends_clean(steps: &[Step]) -> bool {
-    matches!(steps.last(), Some(Step::Group(c)) if c.header.flags & CLEAN_CLOSE != 0)
+    steps.last().and_then(Step::header).is_some_and(|h| h.flags & CLEAN_CLOSE != 0)
 }
 
 #[cfg(test)]
@@ -346,7 +367,7 @@ mod tests {
 
     fn sequences(steps: &[Step]) -> Vec<(u64, u64)> {
         let of = |s: &Step| match s {
-            Step::Group(c) => (c.header.sequence, c.header.generation),
+            Step::Group(copies) => (copies[0].header.sequence, copies[0].header.generation),
             Step::Lost { sequence, .. } => (*sequence, 0),
         };
         steps.iter().map(of).collect()
@@ -359,7 +380,9 @@ mod tests {
         let c = group(3, 2, b.header.chain(), 1);
         let copy = group(3, 2, b.header.chain(), 2);
         let d = group(4, 3, copy.header.chain(), 2);
-        assert_eq!(sequences(&order(vec![a, b, c, copy, d], 0, 0, 10)), [(1, 1), (2, 1), (3, 2), (4, 2)]);
+        let steps = order(vec![a, b, c, copy, d], 0, 0, 10);
+        assert_eq!(sequences(&steps), [(1, 1), (2, 1), (3, 2), (4, 2)]);
+        assert!(matches!(&steps[2], Step::Group(copies) if copies.len() == 2));
     }
 
     #[test]
