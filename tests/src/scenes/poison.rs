@@ -28,6 +28,8 @@ pub async fn poison(shop: &mut Shop, seed: u64, listener: &Listener) -> Result<S
     if reason.is_empty() || dead["weftdeadcount"].as_str().is_none_or(|n| n == "0") {
         return Err(format!("the dead letter does not say why it died: {dead}").into());
     }
+    // The rest is the service's own words.
+    let reason = reason.split(": {").next().unwrap_or(reason);
     listener.say(format!("dead-lettered after {} deliveries: {reason}", dead["weftdeadcount"].as_str().unwrap_or("?")));
     if written(shop, &poisoned)? {
         return Err("the poison message was handled and dead-lettered".into());
