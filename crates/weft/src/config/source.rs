@@ -60,6 +60,8 @@ pub struct Source {
     pub path: PathBuf,
     /// Its text.
     pub text: String,
+    /// The first character of each line, so that a place is found without reading the text again.
+    lines: Vec<u32>,
 }
 
 /// Every file read, in reading order.
@@ -71,7 +73,9 @@ pub struct Sources {
 impl Sources {
     /// Adds a file and answers its index.
     pub(super) fn add(&mut self, path: &Path, text: String) -> u16 {
-        self.files.push(Source { path: path.to_owned(), text });
+        let mut lines = vec![0];
+        lines.extend(text.chars().zip(1..).filter(|(c, _)| *c == '\n').map(|(_, next)| next));
+        self.files.push(Source { path: path.to_owned(), text, lines });
         u16::try_from(self.files.len() - 1).expect("fewer files than INCLUDE_FILES")
     }
 
@@ -93,15 +97,9 @@ impl Sources {
     /// Line and column of the start of a span.
     pub fn place(&self, span: Span) -> Place {
         let source = self.file(span);
-        let (mut line, mut column) = (1, 1);
-        for c in source.text.chars().take(span.start as usize) {
-            if c == '\n' {
-                (line, column) = (line + 1, 1);
-            } else {
-                column += 1;
-            }
-        }
-        Place { file: source.path.display().to_string(), line, column }
+        let line = source.lines.partition_point(|first| *first <= span.start);
+        let column = span.start - source.lines[line - 1] + 1;
+        Place { file: source.path.display().to_string(), line: line as u32, column }
     }
 
     /// `path` seen from the directory of the file that names it.
