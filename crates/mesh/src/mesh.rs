@@ -16,7 +16,8 @@ use tokio::time::Instant;
 use weft_core::{Context, Name, limits, task};
 use weft_policy::attempt::Attempt;
 use weft_store::{Batch, Store};
-use weft_telemetry::Telemetry;
+use weft_telemetry::metrics::{Collector, Samples};
+use weft_telemetry::{Telemetry, names};
 
 use crate::answer::Reply;
 use crate::catalog::{Catalog, Declared, Task, Watchers};
@@ -48,6 +49,8 @@ struct Inner {
     dns: Dns,
     /// Wakes the task that removes expired registrations.
     expiry: Arc<Notify>,
+    /// Tells how instances are, at each scrape.
+    _collector: Collector,
 }
 
 impl std::fmt::Debug for Inner {
@@ -112,7 +115,8 @@ impl Mesh {
 
     /// With a resolver of its own.
     pub fn with_dns(store: Arc<dyn Store>, telemetry: Telemetry, dns: Dns) -> Self {
-        let inner = Arc::new(Inner {
+        let inner = Arc::new_cyclic(|inner: &Weak<Inner>| Inner {
+            _collector: telemetry.metrics().collect(samples(inner.clone())),
             services: ArcSwap::default(),
             catalog: Mutex::new(Catalog::new(telemetry.clone())),
             changes: watch::Sender::new(0),
@@ -272,19 +276,21 @@ impl Mesh {
     /// `index` is of an earlier life of this process; gives up after `wait`, at most [`limits::RECEIVE_WAIT`].
     pub async fn watch(&self, service: Option<&str>, index: u64, wait: Duration) {
         let mut changes = self.0.changes.subscribe();
-        let seen = service.map(|s| self.get(s).0.is_some());
-        let changed = changes.wait_for(|now| {
-            if index > *now {
-                return true;
+        let there = service.map(|s| self.get(s).0.is_some());
+        let changed = async {
+            loop {
+                let now = *changes.borrow_and_update();
+                // Asked outside of the channel's lock, which is taken under the catalog's when a change is published.
+                let changed = match service.map(|s| self.get(s).0) {
+                    None => now > index,
+                    Some(Some(view)) => view.index > index || there == Some(false),
+                    Some(None) => there == Some(true),
+                };
+                if changed || index > now || changes.changed().await.is_err() {
+                    return;
+                }
             }
-            match service {
-                None => *now > index,
-                Some(s) => match self.get(s).0 {
-                    Some(view) => view.index > index || seen == Some(false),
-                    None => seen == Some(true),
-                },
-            }
-        });
+        };
         let _ = tokio::time::timeout(wait.min(limits::RECEIVE_WAIT), changed).await;
     }
 
@@ -373,6 +379,20 @@ fn view(catalog: &Catalog, name: &str) -> Option<ServiceView> {
         index: live.index,
         instances: instances.collect(),
     })
+}
+
+/// How the services' instances are.
+fn samples(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
+    move |out| {
+        let services = mesh.upgrade().map(|inner| inner.services.load_full());
+        for service in services.iter().flat_map(|all| all.values()) {
+            let endpoints = service.endpoints.load();
+            let healthy = endpoints.all.iter().filter(|e| e.is_healthy()).count();
+            for (state, n) in [("healthy", healthy), ("unhealthy", endpoints.all.len() - healthy)] {
+                out.gauge(&names::INSTANCES, &[("service", &service.name), ("state", state)], n as f64);
+            }
+        }
+    }
 }
 
 impl Drop for Inner {

@@ -146,6 +146,32 @@ async fn after_a_goaway_streams_finish_and_new_ones_take_a_new_connection() {
 }
 
 #[tokio::test]
+async fn a_stream_on_a_removed_instance_goes_on_after_its_connection_left_the_pool() {
+    let (address, connections) = going_away(Arc::default()).await;
+    let w = world();
+    w.mesh.apply(&[service("a", Protocol::H2, &[&address])]).unwrap();
+    let (tx, rx) = tokio::sync::mpsc::channel::<Result<http_body::Frame<Bytes>, weft_mesh::BoxError>>(1);
+    let body = Body::stream(http_body_util::StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(rx)));
+    let out = Outbound::new(Request::post("/").body(body).unwrap());
+    let mut stream = send(&w.mesh, "a", &out).await.unwrap().response.into_body();
+    w.mesh.apply(&[]).unwrap();
+    // Long enough for the pool to be looked through.
+    tokio::time::pause();
+    for _ in 0..4 {
+        tokio::time::advance(Duration::from_secs(5)).await;
+        tokio::task::yield_now().await;
+    }
+    tokio::time::resume();
+    for part in ["one", "two"] {
+        tx.send(Ok(http_body::Frame::data(Bytes::from_static(part.as_bytes())))).await.unwrap();
+        assert_eq!(stream.frame().await.unwrap().unwrap().into_data().unwrap(), part);
+    }
+    drop(tx);
+    assert!(stream.collect().await.unwrap().to_bytes().is_empty());
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn a_request_keeps_its_authority_and_a_grpc_instance_is_told_the_time_left() {
     let server = serve(Speaks::H2, async |req| {
         let timeout = req.headers().get("grpc-timeout").map(|v| v.to_str().unwrap().to_owned());

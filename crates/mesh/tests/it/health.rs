@@ -46,6 +46,10 @@ async fn an_instance_whose_check_fails_gets_no_requests_until_it_recovers() {
     for _ in 0..10 {
         assert_eq!(text(&w.mesh, "a").await.unwrap(), "steady");
     }
+    let metrics = w.telemetry.metrics().render_prometheus();
+    for line in [r#"{service="a",state="healthy"} 1"#, r#"{service="a",state="unhealthy"} 1"#] {
+        assert!(metrics.contains(&format!("weft_instances{line}")), "{metrics}");
+    }
     well.store(true, Ordering::SeqCst);
     eventually("it is healthy again", || health(&w.mesh, "a", &moody.at()) == "healthy").await;
     let mut answers = Vec::new();
