@@ -152,10 +152,9 @@ async fn proxy(
         None => head.headers.get(header::HOST).cloned(),
     };
     headers::to_upstream(&mut head.headers, peer, head.version, host.as_ref());
-    let service = core.deps.mesh.service(service).map_err(|e| respond::upstream(&e))?;
     let out = Outbound::new(Request::from_parts(head, body));
     let replay = out.replay();
-    match attempt::run(&route.policy, ctx, replay, |a| service.send(ctx, &out, a)).await {
+    match attempt::run(&route.policy, ctx, replay, |a| core.deps.mesh.send(ctx, service, &out, a)).await {
         Ok(done) => {
             let (parts, body) = done.answer.response.into_parts();
             let mut response = Response::new(Body::from(body));
