@@ -391,6 +391,8 @@ impl State {
         for seq in &picked {
             let entry = self.entries.get_mut(seq).expect("ready messages are in the window");
             entry.attempts += 1;
+            // The delay has been waited for.
+            entry.not_before = Timestamp(0);
             let attempt = entry.attempts;
             self.set(*seq, Phase::Leased { until });
             out.push(Action::Journal { seq: *seq, attempts: attempt, not_before: Timestamp(0) });
@@ -413,17 +415,26 @@ impl State {
     }
 
     fn unsettle(&mut self, now: Timestamp, seq: Seq) -> bool {
-        let Some(Entry { phase: Phase::Settling { back }, .. }) = self.entries.get(&seq) else { return false };
-        let phase = match back.clone() {
-            Back::Leased { until } => Phase::Leased { until },
-            Back::Delayed { until } => Phase::Delayed { until },
-            Back::Ready => Phase::Ready,
+        let Some(Entry { phase: Phase::Settling { back }, key, .. }) = self.entries.get(&seq) else { return false };
+        let (back, key) = (back.clone(), *key);
+        match back {
+            Back::Leased { until } => self.set(seq, Phase::Leased { until }),
+            Back::Delayed { until } => self.set(seq, Phase::Delayed { until }),
             // The store refused it; it will not take it at once.
             Back::Doomed { reason } => {
-                Phase::Doomed { until: now.plus(self.rules.redelivery.backoff_max.min(BURY_AGAIN)), reason }
+                let until = now.plus(self.rules.redelivery.backoff_max.min(BURY_AGAIN));
+                self.set(seq, Phase::Doomed { until, reason });
             }
-        };
-        self.set(seq, phase);
+            Back::Ready => match self.order_key(key) {
+                None => self.set(seq, Phase::Ready),
+                // It may have been acknowledged while it waited: it lines up again, and the first of the key goes.
+                Some(key) => {
+                    self.set(seq, Phase::Waiting);
+                    self.keys.entry(key).or_default().waiting.insert(seq);
+                    self.step_back(key);
+                }
+            },
+        }
         true
     }
 
@@ -486,12 +497,12 @@ impl State {
         }
     }
 
-    /// [`admit_at`](Self::admit_at) for messages whose instant has come.
+    /// [`admit_at`](Self::admit_at) for a message that was ready or waiting; a delay that is over ends with the next tick.
     fn admit(&mut self, seq: Seq) {
         let entry = self.entries.get_mut(&seq).expect("admitted messages are in the window");
         entry.phase = Phase::Waiting;
         self.waiting += 1;
-        self.admit_at(seq, Timestamp(u64::MAX));
+        self.admit_at(seq, Timestamp(0));
     }
 
     /// The one place where a phase changes, so that the indexes follow.
@@ -548,22 +559,28 @@ impl State {
     fn remove(&mut self, seq: Seq) -> bool {
         let Some(entry) = self.entries.remove(&seq) else { return false };
         self.unindex(seq, &entry.phase, entry.key);
-        let Some(key) = self.order_key(entry.key) else { return true };
-        let Some(k) = self.keys.get_mut(&key) else { return true };
-        k.busy = k.busy.saturating_sub(1);
-        if k.busy > 0 {
-            return true;
-        }
-        match k.waiting.pop_first() {
-            Some(next) => {
-                k.busy = 1;
-                self.set(next, Phase::Ready);
-            }
-            None => {
-                self.keys.remove(&key);
-            }
+        if let Some(key) = self.order_key(entry.key) {
+            self.step_back(key);
         }
         true
+    }
+
+    /// One message of a key is out no more: the next may go when it was the last.
+    fn step_back(&mut self, key: u64) {
+        let Some(k) = self.keys.get_mut(&key) else { return };
+        k.busy = k.busy.saturating_sub(1);
+        if k.busy > 0 {
+            return;
+        }
+        let Some(next) = k.waiting.pop_first() else {
+            self.keys.remove(&key);
+            return;
+        };
+        k.busy = 1;
+        // A delay from before a restart may still run; one that is over ends with the next tick.
+        let not_before = self.entries[&next].not_before;
+        let delayed = not_before > Timestamp(0);
+        self.set(next, if delayed { Phase::Delayed { until: not_before } } else { Phase::Ready });
     }
 }
 
