@@ -245,7 +245,7 @@ impl Broker {
 
     /// Declares a subscription at run time; `true` when it is new.
     pub async fn declare_subscription(&self, name: Name, members: &Value) -> Result<bool> {
-        let d = Declaration::Subscription(declare::subscription(name, members)?, members.clone());
+        let d = Declaration::Subscription(Box::new(declare::subscription(name, members)?), members.clone());
         self.call(|reply| Command::Declare { declaration: Box::new(d), reply }).await
     }
 

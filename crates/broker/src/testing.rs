@@ -92,7 +92,7 @@ impl MemStore {
                 Expect::Stream(s, v) => (s.to_string(), w.streams.get(&**s).map_or(0, |s| s.last), v),
                 Expect::Key { space, key, version } => {
                     let at = w.keys.get(&((*space).to_owned(), key.to_vec())).map_or(0, |v| v.version);
-                    (format!("{space}"), at, version)
+                    ((*space).to_owned(), at, version)
                 }
             };
             let holds = match version {

@@ -40,7 +40,7 @@ impl Owner {
 pub(crate) enum Declaration {
     Queue(QueueSpec, Value),
     Topic(TopicSpec, Value),
-    Subscription(SubscriptionSpec, Value),
+    Subscription(Box<SubscriptionSpec>, Value),
 }
 
 impl Declaration {
@@ -53,7 +53,7 @@ impl Declaration {
         match kind {
             "queue" => Ok(Self::Queue(declare::queue(name, &members)?, members)),
             "topic" => Ok(Self::Topic(declare::topic(name, &members)?, members)),
-            "subscription" => Ok(Self::Subscription(declare::subscription(name, &members)?, members)),
+            "subscription" => Ok(Self::Subscription(Box::new(declare::subscription(name, &members)?), members)),
             other => Err(wrong(format!("'{other}' is not a kind"))),
         }
     }
@@ -98,7 +98,7 @@ impl Actor {
             let done = match d {
                 Declaration::Queue(s, _) => self.put_queue(s, owner),
                 Declaration::Topic(s, _) => self.put_topic(s, owner, &mut batch),
-                Declaration::Subscription(s, _) => self.put_subscription(s, owner, &mut batch),
+                Declaration::Subscription(s, _) => self.put_subscription(*s, owner, &mut batch),
             };
             if let Err(e) = done {
                 tracing::error!(%key, error = %e, "a stored declaration cannot be used; its messages stay");
@@ -291,8 +291,8 @@ impl Actor {
                 ChannelRules::topic(&s).and_then(|_| self.put_topic(s, owner, &mut batch))
             }
             Declaration::Subscription(s, _) => self
-                .check(&[], &[], std::slice::from_ref(&s))
-                .and_then(|()| self.put_subscription(s, owner, &mut batch)),
+                .check(&[], &[], std::slice::from_ref(s.as_ref()))
+                .and_then(|()| self.put_subscription(*s, owner, &mut batch)),
         };
         self.changed();
         match done {

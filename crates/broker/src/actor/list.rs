@@ -7,6 +7,9 @@ use super::{Actor, Sub};
 use crate::types::PushTo;
 use crate::{Listing, Source};
 
+/// A listing, and where its oldest messages may be.
+pub(crate) type Entry = (Listing, Vec<(StreamName, Seq)>);
+
 /// What to list.
 #[derive(Clone, Debug)]
 pub(crate) enum Kind {
@@ -17,7 +20,7 @@ pub(crate) enum Kind {
 
 impl Actor {
     /// Listings by name, each with where its oldest messages are: reading their times is the caller's work.
-    pub(super) fn list(&self, kind: Kind) -> Vec<(Listing, Vec<(StreamName, Seq)>)> {
+    pub(super) fn list(&self, kind: Kind) -> Vec<Entry> {
         let mut all: Vec<_> = match kind {
             Kind::Queues => self
                 .queues
@@ -78,7 +81,7 @@ impl Actor {
         all
     }
 
-    fn sub_listing(&self, sub: &Sub) -> (Listing, Vec<(StreamName, Seq)>) {
+    fn sub_listing(&self, sub: &Sub) -> Entry {
         let mut l = Listing {
             name: sub.source.parts().1.clone(),
             origin: sub.owner.declared,

@@ -34,7 +34,7 @@ use crate::queue::{Action, Event};
 use crate::spec::{QueueSpec, SubscriptionSpec, TopicSpec};
 use crate::token::Lease;
 use crate::types::Stored;
-use crate::{Channel, Error, Listing, NackOptions, Result, Settled, Source, dedup};
+use crate::{Channel, Error, NackOptions, Result, Settled, Source, dedup};
 
 pub(crate) use configure::{Declaration, SPACE as DECLARATIONS};
 use lane::{Lane, LaneId, REDRIVEN};
@@ -98,7 +98,7 @@ pub(crate) enum Command {
     },
     List {
         kind: list::Kind,
-        reply: oneshot::Sender<Vec<(Listing, Vec<(StreamName, Seq)>)>>,
+        reply: oneshot::Sender<Vec<list::Entry>>,
     },
     Look {
         queue: Name,

@@ -13,11 +13,8 @@ struct Bench {
 }
 
 fn bench(mode: SubscriptionMode, attempts: u32) -> Bench {
-    let redelivery = Redelivery {
-        attempts,
-        backoff_min: Duration::from_millis(100),
-        backoff_max: Duration::from_secs(1),
-    };
+    let redelivery =
+        Redelivery { attempts, backoff_min: Duration::from_millis(100), backoff_max: Duration::from_secs(1) };
     Bench { state: State::new(Rules { mode, redelivery }), now: T0 }
 }
 
@@ -518,7 +515,10 @@ impl Model {
                 assert!(!self.event(Event::Nack { seq, attempt, delay: None, reason: None, dead: true }));
                 assert!(!self.event(Event::Release { seq, attempt }));
                 assert!(!self.event(Event::Extend { seq, attempt, lease: LEASE }));
-                assert!(!self.event(Event::Settled { seq: self.last + 1 }) && !self.event(Event::Settle { seq: self.last + 1 }));
+                assert!(
+                    !self.event(Event::Settled { seq: self.last + 1 })
+                        && !self.event(Event::Settle { seq: self.last + 1 })
+                );
             }
         }
         self.agree();
