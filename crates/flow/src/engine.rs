@@ -216,7 +216,7 @@ impl Flow {
                     return Ok(Started { id, existing: false });
                 }
                 Err(Error::Store(weft_store::Error::Precondition { .. })) => {
-                    if let Some(id) = inner.started_by(&fresh.saga, &fresh.key).await? {
+                    if let Some(id) = inner.started_by(&fresh).await? {
                         return Ok(Started { id, existing: true });
                     }
                     // It was purged a moment ago: the key is free.
@@ -241,12 +241,12 @@ impl Flow {
     pub async fn stage_start(&self, ctx: &Context, saga: &str, key: Option<&str>, input: Value) -> Result<Staged> {
         let (_, fresh) = self.fresh(ctx, saga, key, input)?;
         if key.is_some()
-            && let Some(id) = self.0.started_by(&fresh.saga, &fresh.key).await?
+            && let Some(id) = self.0.started_by(&fresh).await?
         {
             return Ok(Staged { id, existing: true, batch: Batch::new() });
         }
         let id = fresh.id;
-        let start = key::start(&fresh.saga, &fresh.key);
+        let start = fresh.start_key();
         let batch = Batch::new()
             .expect(Expect::Key { space: key::KEYS, key: start.clone().into(), version: Version::Absent })
             .put(key::KEYS, start, key::instance(id).to_vec())
@@ -307,10 +307,7 @@ impl Flow {
     pub async fn list(&self, filter: &Filter, limit: usize, cursor: Option<&str>) -> Result<Page> {
         let inner = &self.0;
         if let (Some(saga), Some(key)) = (&filter.saga, &filter.key) {
-            let Some(id) = inner.started_by(saga, key).await? else { return Ok(Page::default()) };
-            let view = self.get(id).await?;
-            let wanted = filter.status.as_deref().is_none_or(|s| s == view.status);
-            return Ok(Page { items: if wanted { vec![view] } else { Vec::new() }, next: None });
+            return self.with_key(saga, key, filter.status.as_deref(), limit).await;
         }
         let phase = filter.status.as_deref().map(|s| PHASES.into_iter().find(|p| p.status() == s));
         let (space, prefix) = match phase {
@@ -351,6 +348,23 @@ impl Flow {
                 }
             }
         }
+    }
+
+    /// The instances a key started: one for each principal that used it.
+    async fn with_key(&self, saga: &str, start: &str, status: Option<&str>, limit: usize) -> Result<Page> {
+        let prefix = key::start(saga, start, None);
+        let mut page = Page::default();
+        for (k, v) in self.0.store.scan(key::KEYS, &prefix, None, limits::SAGA_LIST).await? {
+            // The key itself, or the key and a principal; not a longer key.
+            let whole = matches!(k.get(prefix.len()), None | Some(0));
+            let Some(id) = key::id(&v.bytes).filter(|_| whole) else { continue };
+            let view = self.get(id).await?;
+            if page.items.len() < limit && status.is_none_or(|s| s == view.status) {
+                page.items.push(view);
+            }
+        }
+        page.items.sort_by(|a, b| b.id.cmp(&a.id));
+        Ok(page)
     }
 
     /// Lets a parked instance go on where it stands.
@@ -480,8 +494,8 @@ impl Inner {
         }
     }
 
-    async fn started_by(&self, saga: &str, start: &str) -> Result<Option<Id>> {
-        let found = self.store.get(key::KEYS, &key::start(saga, start)).await?;
+    async fn started_by(&self, fresh: &Instance) -> Result<Option<Id>> {
+        let found = self.store.get(key::KEYS, &fresh.start_key()).await?;
         Ok(found.and_then(|v| key::id(&v.bytes)))
     }
 

@@ -86,6 +86,11 @@ impl Instance {
         Trace { parent: self.trace.parent.map(SpanId), ..stored }
     }
 
+    /// What its start is known by: the key counts per saga and principal.
+    pub(crate) fn start_key(&self) -> Vec<u8> {
+        key::start(&self.saga, &self.key, self.principal.as_deref())
+    }
+
     /// The context its steps run in.
     pub fn context(&self) -> Context {
         let mut ctx = Context::of(self.trace());
@@ -249,7 +254,7 @@ pub(crate) mod key {
 
     /// Instances by inverted id, so that the newest come first.
     pub const INSTANCES: &str = "saga/instances";
-    /// `{saga}\0{start key}` to id.
+    /// `{saga}\0{start key}`, and `\0{principal}` for a named one, to id.
     pub const KEYS: &str = "saga/keys";
     /// Definitions by hash.
     pub const DEFINITIONS: &str = "saga/definitions";
@@ -293,8 +298,14 @@ pub(crate) mod key {
         Some(Timestamp(u64::from_be_bytes(key.get(1..9)?.try_into().ok()?)))
     }
 
-    pub fn start(saga: &str, key: &str) -> Vec<u8> {
-        [saga.as_bytes(), b"\0", key.as_bytes()].concat()
+    /// Principals do not see each other's keys.
+    pub fn start(saga: &str, key: &str, principal: Option<&str>) -> Vec<u8> {
+        let mut out = [saga.as_bytes(), b"\0", key.as_bytes()].concat();
+        if let Some(p) = principal {
+            out.push(0);
+            out.extend_from_slice(p.as_bytes());
+        }
+        out
     }
 }
 

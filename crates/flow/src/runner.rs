@@ -119,7 +119,7 @@ pub(crate) fn transition(
         }
         batch = batch.put(key::INDEX, to, next.saga.as_bytes().to_vec());
         if next.state.phase.is_ended() {
-            batch = batch.put(key::INDEX, key::ended(now, id), key::start(&next.saga, &next.key));
+            batch = batch.put(key::INDEX, key::ended(now, id), next.start_key());
         }
     }
     if let Some((_, version)) = now_at {
@@ -488,7 +488,7 @@ fn backoff((first, longest): (Duration, Duration), round: u32) -> Duration {
 
 /// The commit of a start: the instance, its key, and its first transition.
 pub(crate) fn start_batch(t: &mut Transition, id: Id) {
-    let start = key::start(&t.next.saga, &t.next.key);
+    let start = t.next.start_key();
     let expect = Expect::Key { space: key::KEYS, key: start.clone().into(), version: Version::Absent };
     let batch = std::mem::take(&mut t.batch);
     t.batch = batch.expect(expect).put(key::KEYS, start, key::instance(id).to_vec());

@@ -162,3 +162,157 @@ impl From<Error> for Problem {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http_body_util::BodyExt as _;
+    use tower_service::Service as _;
+    use weft_broker::Broker;
+    use weft_core::Name;
+    use weft_flow::spec::{Action, Call, Channel, Idempotent, SagaSpec, Step, StepKind};
+    use weft_mesh::{Mesh, Protocol, ServiceSpec};
+    use weft_policy::Policy;
+    use weft_store::{Config, Embedded};
+    use weft_telemetry::Telemetry;
+
+    use super::*;
+
+    fn step(name: &str, call: Call) -> Step {
+        let action = Action { call, policy: Policy::builtin(), idempotent: Idempotent::Key };
+        Step { name: Name::new(name).unwrap(), when: None, kind: StepKind::Action { action, compensate: None } }
+    }
+
+    /// `quick` publishes and ends; `stuck` calls a service that has no instance.
+    async fn flow(dir: &std::path::Path) -> Flow {
+        let store: Arc<dyn weft_store::Store> = Arc::new(Embedded::open(Config::new(dir)).unwrap());
+        let telemetry = Telemetry::new();
+        let mesh = Mesh::new(store.clone(), telemetry.clone());
+        let broker = Broker::open(store.clone(), telemetry.clone(), mesh.clone()).await.unwrap();
+        let flow = Flow::open(store, broker, mesh, telemetry).await.unwrap();
+        let name = |s: &str| Name::new(s).unwrap();
+        let publish = Call::Publish {
+            channel: Channel::Queue(name("done")),
+            ty: "Done".into(),
+            subject: None,
+            with: Some(json!({"n": "input.n"})),
+        };
+        let call = Call::Http { method: "POST".into(), service: name("away"), path: "/x".into(), with: None };
+        let saga = |n: &str, s: Step| SagaSpec {
+            name: name(n),
+            deadline: Some(Duration::from_secs(60)),
+            steps: vec![s],
+            result: Some(json!({"n": "input.n + 1"})),
+        };
+        let service = ServiceSpec {
+            name: name("away"),
+            protocol: Protocol::Http,
+            addresses: Vec::new(),
+            balance: weft_mesh::Balance::default(),
+            health: None,
+            tls: None,
+            protos: Vec::new(),
+            policy: Policy::builtin(),
+        };
+        flow.apply(&[saga("quick", step("announce", publish)), saga("stuck", step("call", call))], &[service])
+            .await
+            .unwrap();
+        flow
+    }
+
+    struct Got {
+        status: u16,
+        location: Option<String>,
+        body: Value,
+    }
+
+    async fn ask(flow: &Flow, method: &str, path: &str, body: Value, key: Option<&str>) -> Got {
+        let mut r = http::Request::builder().method(method).uri(path);
+        if let Some(k) = key {
+            r = r.header("idempotency-key", k);
+        }
+        let body = match body {
+            Value::Null => axum::body::Body::empty(),
+            v => {
+                r = r.header("content-type", "application/json");
+                axum::body::Body::from(v.to_string())
+            }
+        };
+        let answer = table().with_state(flow.clone()).call(r.body(body).unwrap()).await.unwrap();
+        let location = answer.headers().get("location").map(|v| v.to_str().unwrap().to_owned());
+        let status = answer.status().as_u16();
+        let bytes = answer.into_body().collect().await.unwrap().to_bytes();
+        Got { status, location, body: serde_json::from_slice(&bytes).unwrap() }
+    }
+
+    #[tokio::test]
+    async fn a_saga_is_started_shown_and_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let flow = flow(dir.path()).await;
+        let start = json!({"saga": "quick", "key": "k", "input": {"n": 1}});
+        let got = ask(&flow, "POST", "/v1/sagas", start.clone(), None).await;
+        assert_eq!(got.status, 202, "{}", got.body);
+        let id = got.body["id"].as_str().unwrap().to_owned();
+        assert_eq!(got.location.as_deref(), Some(format!("/v1/sagas/{id}").as_str()));
+        let again = ask(&flow, "POST", "/v1/sagas", start, None).await;
+        assert_eq!((again.status, again.body["id"].as_str()), (200, Some(id.as_str())));
+        let by_header = ask(&flow, "POST", "/v1/sagas", json!({"saga": "quick", "input": {"n": 1}}), Some("k")).await;
+        assert_eq!((by_header.status, by_header.body["id"].as_str()), (200, Some(id.as_str())));
+
+        let one = ask(&flow, "GET", &format!("/v1/sagas/{id}?wait=10s"), Value::Null, None).await;
+        assert_eq!((one.status, one.body["status"].as_str()), (200, Some("completed")), "{}", one.body);
+        assert_eq!(one.body["result"], json!({"n": 2}));
+        for member in
+            ["id", "saga", "key", "status", "input", "result", "error", "steps", "trace_id", "created", "updated"]
+        {
+            assert!(one.body.get(member).is_some(), "{member} is missing: {}", one.body);
+        }
+        for member in ["name", "status", "attempts", "started", "ended", "result", "error"] {
+            assert!(one.body["steps"][0].get(member).is_some(), "{member} is missing: {}", one.body);
+        }
+        let list = ask(&flow, "GET", "/v1/sagas?status=completed&saga=quick&key=k", Value::Null, None).await;
+        assert_eq!((list.status, list.body["items"].as_array().unwrap().len()), (200, 1));
+        assert_eq!(list.body["next"], Value::Null);
+    }
+
+    #[tokio::test]
+    async fn a_running_saga_can_be_cancelled_and_an_ended_one_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let flow = flow(dir.path()).await;
+        let got = ask(&flow, "POST", "/v1/sagas", json!({"saga": "stuck", "input": {}}), None).await;
+        assert_eq!((got.status, got.body["status"].as_str()), (202, Some("running")));
+        let id = got.body["id"].as_str().unwrap();
+        let got = ask(&flow, "POST", &format!("/v1/sagas/{id}/retry"), Value::Null, None).await;
+        assert_eq!((got.status, got.body["code"].as_str()), (409, Some("conflict")));
+        assert_eq!(got.body["saga_status"], json!("running"));
+        let got = ask(&flow, "POST", &format!("/v1/sagas/{id}/cancel"), Value::Null, None).await;
+        assert_eq!(got.status, 200, "{}", got.body);
+        let got = ask(&flow, "GET", &format!("/v1/sagas/{id}?wait=10s"), Value::Null, None).await;
+        assert_eq!((got.body["status"].as_str(), got.body["error"].as_str()), (Some("compensated"), Some("cancelled")));
+        let got = ask(&flow, "POST", &format!("/v1/sagas/{id}/cancel"), Value::Null, None).await;
+        assert_eq!(got.status, 409);
+    }
+
+    #[tokio::test]
+    async fn bad_input_is_told_what_is_wrong() {
+        let dir = tempfile::tempdir().unwrap();
+        let flow = flow(dir.path()).await;
+        let unknown = weft_core::Id::new();
+        for (method, path, body, status, said) in [
+            ("POST", "/v1/sagas".to_owned(), json!({"saga": "quik"}), 404, "did you mean 'quick'?"),
+            ("POST", "/v1/sagas".to_owned(), json!({"sago": "quick"}), 400, "sago"),
+            ("GET", "/v1/sagas?status=odd".to_owned(), Value::Null, 400, "'odd' is not a status"),
+            ("GET", "/v1/sagas?limit=0".to_owned(), Value::Null, 400, "limit is 0"),
+            ("GET", "/v1/sagas?cursor=x".to_owned(), Value::Null, 400, "cursor"),
+            ("GET", "/v1/sagas/x".to_owned(), Value::Null, 404, "an id is a UUID"),
+            ("GET", format!("/v1/sagas/{unknown}"), Value::Null, 404, "there is no saga instance"),
+            ("GET", format!("/v1/sagas/{unknown}?wait=long"), Value::Null, 400, "not a duration"),
+            ("POST", format!("/v1/sagas/{unknown}/cancel"), Value::Null, 404, "there is no saga instance"),
+        ] {
+            let got = ask(&flow, method, &path, body, None).await;
+            assert_eq!(got.status, status, "{path}: {}", got.body);
+            assert!(got.body["detail"].as_str().unwrap().contains(said), "{path}: {}", got.body);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use super::support::*;
 use serde_json::json;
 use std::time::Duration;
-use weft_core::{Context, Deadline, limits};
+use weft_core::{Context, Deadline, Principal, limits};
 use weft_flow::{Error, Filter};
 
 struct Scene {
@@ -32,6 +32,14 @@ async fn a_key_starts_one_saga_however_often_it_is_used() {
     assert_eq!(s.parties.book.seen.lock().len(), 1);
     assert!(s.house.flow.start(&ctx, "one", Some("order-7"), json!({})).await.unwrap().existing);
     assert!(!s.house.flow.start(&ctx, "one", Some("order-8"), json!({})).await.unwrap().existing);
+
+    // Another principal's keys are its own.
+    let mut ada = Context::root();
+    ada.principal = Principal::Named("ada".into());
+    let hers = s.house.flow.start(&ada, "one", Some("order-7"), json!({})).await.unwrap();
+    assert!(!hers.existing && hers.id != all[0].id);
+    let both = Filter { saga: Some("one".into()), key: Some("order-7".into()), status: None };
+    assert_eq!(s.house.flow.list(&both, 10, None).await.unwrap().items.len(), 2);
 }
 
 #[tokio::test]
