@@ -40,7 +40,7 @@ pub fn run() -> ExitCode {
 
 fn all() -> Result<Vec<&'static str>, String> {
     sh::step("tidy", tidy::run)?;
-    sh::step("build", || sh::run("cargo", &["build", "--quiet", "--workspace", "--bins"]))?;
+    sh::step("build", || sh::run("cargo", &["build", "--quiet", "--workspace", "--all-targets"]))?;
     let missing = install();
     let mut args = vec!["test", "--workspace", "--no-fail-fast"];
     if !missing.is_empty() {

@@ -54,7 +54,7 @@ async fn an_unknown_route_and_an_unreachable_service_are_told_apart() -> Result<
     let dir = tempfile::tempdir()?;
     let config = "services:\n  gone: { http: [\"127.0.0.1:1\"] }\n  empty: { protocol: http }\npolicies:\n  default: { retry: off }\ngateway:\n  routes:\n    - { name: gone, match: { path: /gone }, to: { service: gone } }\n    - { name: empty, match: { path: /empty }, to: { service: empty } }\n";
     let mut weft = Weft::start(dir.path(), config).await?;
-    problem(Request::get(weft.gateway, "/nothing/here").send().await?, 404, "no-route", "/nothing/here")?;
+    problem(Request::get(weft.gateway, "/nothing/here").send().await?, 404, "route-not-found", "/nothing/here")?;
     let gone = Request::get(weft.gateway, "/gone").send().await?;
     assert!(matches!(gone.status.as_u16(), 502 | 503), "{}", gone.text());
     assert!(gone.text().contains("gone"), "the service is not named: {}", gone.text());

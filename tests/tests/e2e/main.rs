@@ -5,4 +5,5 @@ mod config;
 mod crash;
 mod gateway;
 mod messages;
+mod orders;
 mod support;

@@ -120,7 +120,7 @@ async fn a_poison_message_is_dead_lettered_and_redriven() -> Result<()> {
     })
     .await;
     assert!(dead["event"]["weftdeadreason"].as_str().is_some_and(|r| r.contains("cannot be parsed")), "{dead}");
-    assert_eq!(dead["event"]["weftdeadorigin"], json!("work"));
+    assert_eq!(dead["event"]["weftdeadorigin"], json!("queue/work"));
     let moved = weft.post("/v1/queues/work.dead/redrive", &json!({})).await?.expect(200)?;
     assert_eq!(moved.json()["moved"], json!(1));
     let back = receive(&weft, "/v1/queues/work/receive", 1).await?;
