@@ -4,6 +4,8 @@ mod bad_input;
 mod config;
 mod crash;
 mod gateway;
+#[cfg(not(feature = "no-packages"))]
+mod interop;
 mod messages;
 mod orders;
 mod support;
