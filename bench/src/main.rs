@@ -1,5 +1,6 @@
 //! Benchmarks: each prints what was measured and whether it meets its bar.
 
+mod gateway;
 mod store;
 
 use std::path::PathBuf;
@@ -16,6 +17,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Bench {
+    /// CPU per proxied request: Weft, nginx (twice), HAProxy, Envoy.
+    Gateway(gateway::Args),
     /// The embedded store: appends, commits against bare syncs, reopening.
     Store {
         /// Write one JSON object a line to this file.
@@ -32,6 +35,7 @@ enum Bench {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     match Args::parse().bench {
+        Bench::Gateway(args) => gateway::run(&args),
         Bench::Store { json, dir, seconds } => store::run(json.as_deref(), &dir, seconds),
     }
 }
