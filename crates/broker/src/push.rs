@@ -189,6 +189,7 @@ impl Pusher {
                 None
             }
             Verdict::Dead(reason) => {
+                tracing::warn!(trace_id = %span_trace.trace_id, subscription = %self.job.source, id = %d.event.id, reason, "a pushed message was refused: it goes to the dead-letter queue");
                 telemetry.record(running.fail("push-rejected", reason.clone()));
                 self.give_back(&d, Some(reason), None, true).await;
                 None

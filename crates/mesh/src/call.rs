@@ -54,7 +54,7 @@ impl Judged for Answer {
 pub type CallError = Failure<Error>;
 
 impl Mesh {
-    /// Calls a service under a policy: bulkhead, deadline, breaker, attempts with backoff. A bad answer that is the last
+    /// Calls a service under a policy: rate, bulkhead, deadline, breaker, attempts with backoff. A bad answer that is the last
     /// one comes back as an [`Answer`]; its `outcome` says how bad.
     ///
     /// A POST is repeated only if nothing can have happened, or if it carries an `Idempotency-Key`; the context's key is
@@ -72,6 +72,8 @@ impl Mesh {
         let mut ctx = ctx.clone();
         ctx.deadline = policy.deadline(ctx.deadline);
         let refused = |r| Failure { cause: Cause::Refused(r), attempts: 0, stop: Stop::Refusal, doubt: false };
+        // Weft's own calls come from no address: they are counted by principal, or all together.
+        policy.check_rate(&ctx.principal).map_err(refused)?;
         let _slot = policy.acquire(ctx.deadline).await.map_err(refused)?;
         let out = Outbound::new(request);
         let done = attempt::run(policy, &ctx, out.replay(), |a| self.collected(&ctx, service, &out, a)).await?;

@@ -15,7 +15,6 @@ metrics! {
     HTTP_REQUESTS = Counter "weft_http_requests_total", "Requests the gateway answered, by route and status code.";
     HTTP_REQUEST_DURATION = Histogram "weft_http_request_duration_seconds", "From a request's head to the end of its answer's body, by route.";
     HTTP_REQUESTS_IN_FLIGHT = Gauge "weft_http_requests_in_flight", "Requests being worked on, streams included.";
-    CONNECTIONS = Gauge "weft_connections", "Open client connections, by listener.";
 
     POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused before it was sent, by policy and reason (rate-limited, bulkhead, breaker-open).";
     RETRIES = Counter "weft_retries_total", "Attempts after the first, by policy.";
@@ -50,16 +49,10 @@ metrics! {
     SAGA_STEP_DURATION = Histogram "weft_saga_step_duration_seconds", "One attempt at a step, its policy's retries included, by saga and step (`:undo` for the compensation).";
     SAGAS_RUNNING = Gauge "weft_sagas_running", "Sagas under way, by saga.";
 
-    STORE_COMMITS = Counter "weft_store_commits_total", "Batches committed.";
-    STORE_SYNC_DURATION = Histogram "weft_store_sync_duration_seconds", "One sync of the journal.";
-    STORE_BYTES = Gauge "weft_store_bytes", "Bytes the store holds on disk.";
-
     SPANS_OFFERED = Counter "weft_spans_offered_total", "Spans that ended.";
     SPANS_RECORDED = Counter "weft_spans_recorded_total", "Spans that the tail rule kept.";
     SPANS_HELD = Gauge "weft_spans_held", "Spans in the ring now.";
     METRIC_SERIES_DROPPED = Counter "weft_metric_series_dropped_total", "Metric series left out because there were too many.";
-    CONFIG_GENERATION = Gauge "weft_config_generation", "The running configuration; grows with every reload.";
-    BUILD_INFO = Gauge "weft_build_info", "Always 1; the label tells the version.";
 }
 
 #[cfg(test)]
@@ -76,5 +69,14 @@ mod tests {
             assert_eq!(d.kind == Kind::Histogram, d.name.ends_with("_seconds"), "{}", d.name);
             assert!(d.help.ends_with('.'), "{}", d.name);
         }
+    }
+
+    #[test]
+    fn the_reference_lists_every_metric_and_no_other() {
+        let page = include_str!("../../../docs/reference/telemetry.md");
+        let listed: std::collections::BTreeSet<&str> =
+            page.lines().filter_map(|l| l.strip_prefix("| `weft_")?.split('`').next()).collect();
+        let known = ALL.iter().map(|d| &d.name["weft_".len()..]).collect();
+        assert_eq!(listed, known);
     }
 }

@@ -10,7 +10,7 @@ use weft_core::{Class, Context, limits};
 use weft_mesh::{CallError, Error, Protocol};
 use weft_policy::attempt::{Cause, Stop};
 use weft_policy::outcome::Judged as _;
-use weft_policy::spec::{Breaker, Retry};
+use weft_policy::spec::{Breaker, Rate, RatePer, Retry};
 use weft_policy::{Instance, Policy};
 
 use crate::support::*;
@@ -94,6 +94,20 @@ async fn a_breaker_that_opens_fails_fast_and_shows_in_the_listing() {
     // A reload with the same policy does not close it.
     w.mesh.apply(&[spec]).unwrap();
     assert_eq!(w.mesh.get("a").0.unwrap().breaker, Some("open"));
+}
+
+#[tokio::test]
+async fn a_call_over_the_rate_is_refused_unsent_and_says_when_to_come_back() {
+    let server = serve(Speaks::H1, async |_| status(200)).await;
+    let w = world();
+    w.mesh.apply(&[service("a", Protocol::Http, &[&server.at()])]).unwrap();
+    let rate = Rate { limit: 1, period: Duration::from_secs(3_600), burst: 0, per: RatePer::All };
+    let p = Instance::new(&Policy { rate: Some(rate), ..policy() });
+    assert_eq!(w.mesh.call(&Context::root(), "a", get_request(), &p).await.unwrap().status.as_u16(), 200);
+    let e: CallError = w.mesh.call(&Context::root(), "a", get_request(), &p).await.unwrap_err();
+    assert_eq!((e.attempts, e.outcome().failure), (0, Some(Class::Overloaded)), "{e}");
+    assert!(e.outcome().unsent && e.outcome().retry_after.is_some_and(|w| w > Duration::from_secs(3_000)));
+    assert_eq!(server.requests(), 1);
 }
 
 #[tokio::test]
