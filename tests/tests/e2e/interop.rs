@@ -33,10 +33,8 @@ async fn prometheus_accepts_the_metrics() -> Result<()> {
     let metrics = Request::get(weft.api, "/metrics").send().await?.expect(200)?;
     let file = dir.path().join("metrics.txt");
     std::fs::write(&file, &metrics.body)?;
-    let out = Command::new("promtool")
-        .args(["check", "metrics"])
-        .stdin(Stdio::from(std::fs::File::open(&file)?))
-        .output()?;
+    let out =
+        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::from(std::fs::File::open(&file)?)).output()?;
     // Status 3 is the linter's taste in names; 1 is text that Prometheus cannot read.
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(matches!(out.status.code(), Some(0 | 3)) && !said.contains("error while linting"), "{said}");
