@@ -17,7 +17,7 @@ pub use orders::{Cards, Expect, Flow, Flows, Order};
 pub use place::{Outcome, Placed, place};
 
 /// How long the system may take to know all its services.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running order system.
 pub struct Shop {

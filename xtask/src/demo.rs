@@ -59,6 +59,8 @@ enum Flow {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Scene {
+    /// A visitor browses and signs up
+    Front,
     /// A normal day
     Calm,
     /// Cards are declined, stock comes back
@@ -81,6 +83,7 @@ impl Scene {
 
     fn title(self) -> &'static str {
         match self {
+            Scene::Front => "A visitor",
             Scene::Calm => "A normal day",
             Scene::Declined => "Declined cards",
             Scene::Replay => "The same POST twice",
@@ -185,6 +188,7 @@ async fn demo(args: &Args) -> Result<bool> {
 async fn play(scene: Scene, shop: &mut Shop, seed: u64, orders: usize, flows: Flows, view: &View) -> Result<Seen> {
     let listener = view.listener();
     match scene {
+        Scene::Front => scenes::front(shop, seed, &listener).await,
         Scene::Calm => scenes::calm(shop, seed, orders, flows, &listener).await,
         Scene::Declined => scenes::declined(shop, seed, 20, &listener).await,
         Scene::Replay => scenes::replay(shop, seed, &listener).await,

@@ -77,13 +77,14 @@ async fn choreograph(
     let order = shop
         .db
         .write(move |tx| {
-            let known = store::find(tx, &id)?.is_some();
-            let order = store::create(tx, &id, Flow::Choreographed, &new.customer, &new.items)?;
-            if !known {
-                let mut data = facts(&order);
-                data["card"] = json!(card);
-                db::tell(tx, &Event::new("order", "OrderCreated", &order.id, data).in_trace(trace))?;
+            // A repeat is told what became of the order, also when that was its end.
+            if let Some(known) = store::repeated(tx, &id, &new.customer, &new.items)? {
+                return Ok(known);
             }
+            let order = store::create(tx, &id, Flow::Choreographed, &new.customer, &new.items)?;
+            let mut data = facts(&order);
+            data["card"] = json!(card);
+            db::tell(tx, &Event::new("order", "OrderCreated", &order.id, data).in_trace(trace))?;
             Ok(order)
         })
         .await?;

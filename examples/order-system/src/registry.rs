@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::weft::Weft;
 
 /// How long Weft keeps an instance it hears nothing from.
-pub const TTL: Duration = Duration::from_secs(6);
+pub const TTL: Duration = Duration::from_secs(10);
 
 const BEAT: Duration = Duration::from_secs(2);
 const FIRST_RETRY: Duration = Duration::from_millis(100);

@@ -164,7 +164,7 @@ impl Weft {
     }
 }
 
-const SHORT: Duration = Duration::from_secs(2);
+const SHORT: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(10);
 
 fn refusal(status: StatusCode, body: &[u8]) -> Failure {

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::shop::{Cards, Flows, Shop, audit, eventually, orders};
 
 /// E-mails follow the orders within this.
-const LETTERS: Duration = Duration::from_secs(30);
+const LETTERS: Duration = Duration::from_secs(120);
 
 /// Places `count` orders of both kinds and all cards.
 pub async fn calm(shop: &mut Shop, seed: u64, count: usize, flows: Flows, listener: &Listener) -> Result<Seen> {

@@ -33,7 +33,7 @@ pub async fn crash(shop: &mut Shop, seed: u64, sagas: usize, listener: &Listener
     shop.chaos(&SLOW, &json!({})).await?;
     seen.placed = placed?;
     as_expected(&seen.placed)?;
-    eventually("the end of every saga", Duration::from_secs(30), || async move {
+    eventually("the end of every saga", Duration::from_secs(120), || async move {
         Ok((unended(api).await? == 0).then_some(()))
     })
     .await?;
@@ -45,7 +45,7 @@ pub async fn crash(shop: &mut Shop, seed: u64, sagas: usize, listener: &Listener
 
 /// Waits for the moment when as many sagas run as will ever run at once; at least three in four of all.
 async fn most(api: SocketAddr, sagas: usize) -> Result<usize> {
-    const PATIENCE: Duration = Duration::from_secs(30);
+    const PATIENCE: Duration = Duration::from_secs(120);
     let begun = Instant::now();
     let mut most = 0;
     while begun.elapsed() < PATIENCE {

@@ -7,7 +7,7 @@ use super::{Listener, Seen, as_expected, audited, begin, both, ended, place_all}
 use crate::shop::{Cards, Flows, Shop, eventually, orders};
 use crate::{Request, Result};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 /// Orders at once while payment is away.
 const AT_ONCE: usize = 16;
 /// The policy whose breaker is watched, as metrics name it.

@@ -10,7 +10,7 @@ use crate::{Request, Result};
 
 const TYPE: &str = "GiftWrapped";
 const DEAD: &str = "notification.dead";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Makes the notification service fail on one type of event, publishes one, heals the service and redrives.
 pub async fn poison(shop: &mut Shop, seed: u64, listener: &Listener) -> Result<Seen> {

@@ -10,8 +10,8 @@ use crate::{Answer, Request, Result};
 
 /// How long an order may take, whatever befalls Weft and the services meanwhile.
 const PATIENCE: Duration = Duration::from_secs(150);
-/// Pause before asking again.
-const AGAIN: Duration = Duration::from_millis(100);
+/// First and longest pause before asking again.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(400));
 
 /// How an order ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +67,7 @@ pub async fn post(counter: Counter, order: &Order) -> Result<Answer> {
 pub async fn place(counter: Counter, order: &Order) -> Result<Placed> {
     let begun = Instant::now();
     let mut requests = 0;
+    let mut pause = AGAIN.0;
     let mut next = Known::NotYet(String::new());
     loop {
         next = match next {
@@ -84,7 +85,7 @@ pub async fn place(counter: Counter, order: &Order) -> Result<Placed> {
             }
             Known::NotYet(_) => {
                 if requests > 0 {
-                    tokio::time::sleep(AGAIN).await;
+                    wait(&mut pause).await;
                 }
                 requests += 1;
                 match post(counter, order).await {
@@ -93,8 +94,8 @@ pub async fn place(counter: Counter, order: &Order) -> Result<Placed> {
                     Err(why) => Known::NotYet(why.to_string()),
                 }
             }
-            Known::Saga(path) => saga(counter, path).await?,
-            Known::Order(id) => choreographed(counter, id).await?,
+            Known::Saga(path) => saga(counter, path, &mut pause).await?,
+            Known::Order(id) => choreographed(counter, id, &mut pause).await?,
         };
     }
 }
@@ -117,9 +118,14 @@ fn read(order: &Order, answer: &Answer) -> Result<Known> {
     })
 }
 
-async fn saga(counter: Counter, path: String) -> Result<Known> {
+async fn wait(pause: &mut Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 3 / 2).min(AGAIN.1);
+}
+
+async fn saga(counter: Counter, path: String, pause: &mut Duration) -> Result<Known> {
     let Ok(answer) = Request::get(counter.api, &format!("{path}?wait=10s")).send().await else {
-        tokio::time::sleep(AGAIN).await;
+        wait(pause).await;
         return Ok(Known::Saga(path));
     };
     let body = answer.json();
@@ -131,20 +137,20 @@ async fn saga(counter: Counter, path: String) -> Result<Known> {
         Some(_) => Known::Saga(path),
         None if answer.status == 404 => return Err(format!("{path} was acknowledged and is gone").into()),
         None => {
-            tokio::time::sleep(AGAIN).await;
+            wait(pause).await;
             Known::Saga(path)
         }
     })
 }
 
-async fn choreographed(counter: Counter, id: String) -> Result<Known> {
+async fn choreographed(counter: Counter, id: String, pause: &mut Duration) -> Result<Known> {
     let answer = Request::get(counter.gateway, &format!("/v1/orders/{id}")).send().await;
     let status = answer.as_ref().map(|a| a.json()["status"].as_str().unwrap_or_default().to_owned());
     Ok(match status.as_deref() {
         Ok("confirmed") => Known::Ended(Outcome::Completed, Some(id), None),
         Ok("cancelled") => Known::Ended(Outcome::Compensated, Some(id), None),
         _ => {
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            wait(pause).await;
             Known::Order(id)
         }
     })

@@ -32,6 +32,13 @@ impl Own {
 }
 
 #[tokio::test]
+async fn a_visitor_is_served_through_the_gateway() -> Result<()> {
+    let mut own = open().await?;
+    scenes::front(&mut own.shop, SEED, &Listener::print()).await?;
+    own.close().await
+}
+
+#[tokio::test]
 async fn every_order_of_a_normal_day_ends_as_it_should() -> Result<()> {
     let mut own = open().await?;
     scenes::calm(&mut own.shop, SEED, 100, Flows::Both, &Listener::print()).await?;

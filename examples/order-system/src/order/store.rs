@@ -56,15 +56,26 @@ pub enum Flow {
 
 /// Makes an order once. A repeat answers the row; one that was cancelled, even before it was made, is refused.
 pub fn create(tx: &Transaction<'_>, id: &str, flow: Flow, customer: &str, items: &[Item]) -> Result<Order, Fault> {
-    if let Some(order) = find(tx, id)? {
-        if order.status == "cancelled" {
+    match find(tx, id)? {
+        Some(order) if order.status == "cancelled" => {
             return Err(Fault::refused("order-cancelled", format!("order {id} was cancelled")));
         }
-        if order.customer != customer || order.items != items {
-            return Err(Fault::refused("key-reused", format!("order {id} exists with other content")));
-        }
-        return Ok(order);
+        Some(_) => {}
+        None => return insert(tx, id, flow, customer, items),
     }
+    repeated(tx, id, customer, items)?.ok_or_else(|| Fault::NotFound(format!("order {id}")))
+}
+
+/// The order that a repeated request made before, whatever became of it; the same id with other content is refused.
+pub fn repeated(tx: &Transaction<'_>, id: &str, customer: &str, items: &[Item]) -> Result<Option<Order>, Fault> {
+    match find(tx, id)? {
+        Some(order) if order.customer == customer && order.items == items => Ok(Some(order)),
+        Some(_) => Err(Fault::refused("key-reused", format!("order {id} exists with other content"))),
+        None => Ok(None),
+    }
+}
+
+fn insert(tx: &Transaction<'_>, id: &str, flow: Flow, customer: &str, items: &[Item]) -> Result<Order, Fault> {
     let total = total(items)?;
     if customer.is_empty() {
         return Err(Fault::Invalid("'customer' is empty".into()));
@@ -201,6 +212,17 @@ mod tests {
         assert_eq!(db.write_now(|tx| cancel(tx, "o1")).unwrap().unwrap().status, "cancelled");
         assert_eq!(db.write_now(|tx| cancel(tx, "o1")).unwrap(), None);
         assert!(db.write_now(|tx| confirm(tx, "o1")).is_err());
+    }
+
+    #[test]
+    fn a_repeated_request_is_told_of_a_cancelled_order_and_never_of_another_one() {
+        let db = Db::memory(SCHEMA);
+        assert_eq!(db.write_now(|tx| repeated(tx, "o1", "ann", &cups(2))).unwrap(), None);
+        db.write_now(|tx| Ok(made(tx))).unwrap();
+        db.write_now(|tx| cancel(tx, "o1")).unwrap();
+        let known = db.write_now(|tx| repeated(tx, "o1", "ann", &cups(2))).unwrap();
+        assert_eq!(known.unwrap().status, "cancelled");
+        assert!(db.write_now(|tx| repeated(tx, "o1", "ann", &cups(3))).is_err());
     }
 
     #[test]
