@@ -58,7 +58,7 @@ async fn an_unknown_route_and_an_unreachable_service_are_told_apart() -> Result<
     let gone = Request::get(weft.gateway, "/gone").send().await?;
     assert!(matches!(gone.status.as_u16(), 502 | 503), "{}", gone.text());
     assert!(gone.text().contains("gone"), "the service is not named: {}", gone.text());
-    problem(Request::get(weft.gateway, "/empty").send().await?, 503, "no-instances", "empty")?;
+    problem(Request::get(weft.gateway, "/empty").send().await?, 503, "no-instance", "empty")?;
     weft.stop().await
 }
 

@@ -382,4 +382,14 @@ mod tests {
         };
         assert_eq!((wait(0), wait(1001)), ("1".into(), "2".into()));
     }
+
+    #[test]
+    fn the_reference_page_lists_every_code_with_its_status_and_title() {
+        let page = include_str!("../../../../docs/reference/problems.md");
+        for c in code::ALL {
+            let entry = format!("\n## {}\n{}: {}.\n", c.name, c.status, c.title);
+            assert!(page.contains(&entry), "docs/reference/problems.md does not say:{entry}");
+        }
+        assert_eq!(page.matches("\n## ").count(), code::ALL.len(), "the page has a code that is none");
+    }
 }
