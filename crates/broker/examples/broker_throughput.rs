@@ -1,5 +1,5 @@
 //! How many messages a second one broker takes and delivers on the embedded store, on this machine:
-//! `cargo run --release -p weft-broker --example throughput [MESSAGES] [PUBLISHERS]`.
+//! `cargo run --release -p weft-broker --example broker_throughput [MESSAGES] [PUBLISHERS]`.
 //!
 //! Publishers call one message at a time and wait for the disk; consumers receive up to 100 and acknowledge them. Then
 //! single messages without company show what one commit costs.

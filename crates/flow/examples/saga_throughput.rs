@@ -1,6 +1,6 @@
 //! Sagas a second on this machine: three HTTP steps and a publish each, with fsync, everything in one process.
 //!
-//! `cargo run --release -p weft-flow --example throughput -- [sagas] [at once]`
+//! `cargo run --release -p weft-flow --example saga_throughput -- [sagas] [at once]`
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
