@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header};
@@ -26,17 +26,12 @@ pub struct Reply {
 }
 
 impl Reply {
-    pub(crate) fn new(
-        response: Response<hyper::body::Incoming>,
-        mut attempted: Attempted,
-        held: Connection,
-        grpc: bool,
-    ) -> Self {
+    pub(crate) fn new(response: Response<Source>, mut attempted: Attempted, grpc: bool) -> Self {
         let outcome = judge(response.status(), response.headers(), grpc);
         attempted.answered(response.status().as_u16(), outcome);
         let endpoint = attempted.endpoint().clone();
-        let response = response.map(|body| {
-            let mut body = Incoming { body, exchange: Some(Exchange { attempted, held }), trailers: None, grpc };
+        let response = response.map(|source| {
+            let mut body = Incoming { source, attempted: Some(attempted), trailers: None, grpc };
             body.finish_if_ended();
             body
         });
@@ -75,27 +70,21 @@ pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
 /// An answer's body, as it arrives.
 #[derive(Debug)]
 pub struct Incoming {
-    body: hyper::body::Incoming,
-    exchange: Option<Exchange>,
+    source: Source,
+    attempted: Option<Attempted>,
     trailers: Option<Outcome>,
     grpc: bool,
 }
 
+/// The connection a body comes from.
 #[derive(Debug)]
-struct Exchange {
-    attempted: Attempted,
-    held: Connection,
-}
-
-/// What an answer holds until its body ended.
-#[derive(Debug)]
-pub(crate) enum Connection {
+pub(crate) enum Source {
     /// To be given back.
     H1(H1),
-    /// One stream on a shared connection.
-    H2(#[allow(dead_code, reason = "held for its drop")] Stream),
-    /// It became something else (101).
-    Upgraded,
+    /// One stream on a shared connection, counted there.
+    H2(hyper::body::Incoming, #[allow(dead_code, reason = "held for its drop")] Stream),
+    /// Given back, or broken.
+    Ended,
 }
 
 /// Counts a stream on its connection.
@@ -117,17 +106,38 @@ impl Drop for Stream {
 
 impl Incoming {
     fn finish(&mut self) {
-        if let Some(Exchange { attempted, held }) = self.exchange.take() {
-            if let Connection::H1(sender) = held {
-                pool::give_h1(attempted.endpoint(), sender);
+        let source = std::mem::replace(&mut self.source, Source::Ended);
+        if let Some(attempted) = self.attempted.take() {
+            if let Source::H1(conn) = source {
+                pool::give_h1(attempted.endpoint(), conn);
             }
             attempted.ended(self.trailers);
         }
     }
 
     fn finish_if_ended(&mut self) {
-        if self.body.is_end_stream() {
+        if self.source.has_ended() {
             self.finish();
+        }
+    }
+
+    fn broke_off(&mut self, reason: Arc<str>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.source = Source::Ended;
+        let Some(attempted) = self.attempted.take() else { return Poll::Ready(None) };
+        let endpoint = attempted.endpoint();
+        let (service, instance) = (endpoint.service.clone(), endpoint.address.clone());
+        let error = Error::ResetAfterBytes { service, instance, reason };
+        attempted.broke_off(&error);
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Source {
+    fn has_ended(&self) -> bool {
+        match self {
+            Source::H1(conn) => conn.has_ended(),
+            Source::H2(body, _) => body.is_end_stream(),
+            Source::Ended => true,
         }
     }
 }
@@ -138,13 +148,17 @@ impl HttpBody for Incoming {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
-        match Pin::new(&mut this.body).poll_frame(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(None) => {
+        let polled = match &mut this.source {
+            Source::H1(conn) => ready!(conn.poll_frame(cx)).map(|f| f.map_err(|e| e.reason())),
+            Source::H2(body, _) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(|e| reason(&e))),
+            Source::Ended => None,
+        };
+        match polled {
+            None => {
                 this.finish();
                 Poll::Ready(None)
             }
-            Poll::Ready(Some(Ok(frame))) => {
+            Some(Ok(frame)) => {
                 if let Some(trailers) = frame.trailers_ref()
                     && this.grpc
                 {
@@ -154,28 +168,20 @@ impl HttpBody for Incoming {
                 this.finish_if_ended();
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(e))) => {
-                let Some(Exchange { attempted, .. }) = this.exchange.take() else {
-                    return Poll::Ready(None);
-                };
-                let endpoint = attempted.endpoint();
-                let error = Error::ResetAfterBytes {
-                    service: endpoint.service.clone(),
-                    instance: endpoint.address.clone(),
-                    reason: reason(&e),
-                };
-                attempted.broke_off(&error);
-                Poll::Ready(Some(Err(error)))
-            }
+            Some(Err(reason)) => this.broke_off(reason),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.source.has_ended()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.source {
+            Source::H1(conn) => conn.size_hint(),
+            Source::H2(body, _) => body.size_hint(),
+            Source::Ended => SizeHint::with_exact(0),
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Body {
     Incoming(hyper::body::Incoming),
     /// Any other stream; sent once.
     Stream(UnsyncBoxBody<Bytes, BoxError>),
+    /// A frame that was taken off a body and not sent, and the body.
+    Resumed(Bytes, Box<Body>),
 }
 
 impl Body {
@@ -38,6 +40,11 @@ impl Body {
         Body::Stream(body.map_err(Into::into).boxed_unsync())
     }
 
+    /// A body again whole, of which a frame was taken.
+    pub(crate) fn resumed(frame: Bytes, rest: Body) -> Self {
+        Body::Resumed(frame, Box::new(rest))
+    }
+
     /// Whether it can be sent more than once.
     pub fn is_repeatable(&self) -> bool {
         matches!(self, Body::Empty | Body::Bytes(_))
@@ -48,7 +55,7 @@ impl Body {
         match self {
             Body::Empty => Some(Body::Empty),
             Body::Bytes(b) => Some(Body::Bytes(b.clone())),
-            Body::Incoming(_) | Body::Stream(_) => None,
+            Body::Incoming(_) | Body::Stream(_) | Body::Resumed(..) => None,
         }
     }
 }
@@ -79,6 +86,8 @@ impl HttpBody for Body {
             }
             Body::Incoming(b) => Pin::new(b).poll_frame(cx).map_err(Into::into),
             Body::Stream(b) => Pin::new(b).poll_frame(cx),
+            Body::Resumed(frame, _) if !frame.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(frame))))),
+            Body::Resumed(_, rest) => Pin::new(&mut **rest).poll_frame(cx),
         }
     }
 
@@ -88,6 +97,7 @@ impl HttpBody for Body {
             Body::Bytes(_) => false,
             Body::Incoming(b) => b.is_end_stream(),
             Body::Stream(b) => b.is_end_stream(),
+            Body::Resumed(frame, rest) => frame.is_empty() && rest.is_end_stream(),
         }
     }
 
@@ -97,6 +107,14 @@ impl HttpBody for Body {
             Body::Bytes(b) => SizeHint::with_exact(b.len() as u64),
             Body::Incoming(b) => b.size_hint(),
             Body::Stream(b) => b.size_hint(),
+            Body::Resumed(frame, rest) => {
+                let (n, mut hint) = (frame.len() as u64, rest.size_hint());
+                if let Some(upper) = hint.upper() {
+                    hint.set_upper(upper + n);
+                }
+                hint.set_lower(hint.lower() + n);
+                hint
+            }
         }
     }
 }

@@ -1,11 +1,11 @@
 //! Makes connections: TCP or unix socket, TLS where the service asks for it, then HTTP/1.1 or HTTP/2 on top.
 //!
-//! Each connection is driven by a task of the thread that made it.
+//! An HTTP/2 connection is driven by a task of the thread that made it, an HTTP/1.1 one by whoever uses it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::future::Future;
 use std::pin::pin;
@@ -18,6 +18,7 @@ use weft_core::limits;
 use crate::body::Body;
 use crate::endpoint::{Endpoint, Target};
 use crate::error::Error;
+use crate::http1::{Conn, Io as H1Io};
 use crate::observe::Meter;
 use crate::pool;
 
@@ -25,8 +26,8 @@ use crate::pool;
 /// connection for a quarter of an hour.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// An HTTP/1.1 connection's sending side.
-pub(crate) type H1 = http1::SendRequest<Body>;
+/// An HTTP/1.1 connection.
+pub(crate) type H1 = Box<Conn>;
 
 /// An HTTP/2 connection's sending side, and the streams it may have open.
 #[derive(Clone, Debug)]
@@ -89,12 +90,13 @@ async fn tls<T: Io>(e: &Endpoint, io: T, h2: bool) -> Result<tokio_rustls::clien
 /// A fresh HTTP/1.1 connection.
 pub(crate) async fn h1(e: &Endpoint, meter: &Meter) -> Result<H1, Error> {
     in_time(e, meter, async {
-        match (&e.wanted.target, e.wanted.tls.is_some()) {
-            (Target::Ip(a), false) => h1_on(e, tcp(e, *a).await?).await,
-            (Target::Ip(a), true) => h1_on(e, tls(e, tcp(e, *a).await?, false).await?).await,
-            (Target::Unix(p), false) => h1_on(e, unix(e, p).await?).await,
-            (Target::Unix(p), true) => h1_on(e, tls(e, unix(e, p).await?, false).await?).await,
-        }
+        let io = match (&e.wanted.target, e.wanted.tls.is_some()) {
+            (Target::Ip(a), false) => H1Io::Tcp(tcp(e, *a).await?),
+            (Target::Ip(a), true) => H1Io::TlsTcp(Box::new(tls(e, tcp(e, *a).await?, false).await?)),
+            (Target::Unix(p), false) => H1Io::Unix(unix(e, p).await?),
+            (Target::Unix(p), true) => H1Io::TlsUnix(Box::new(tls(e, unix(e, p).await?, false).await?)),
+        };
+        Ok(Box::new(Conn::new(io)))
     })
     .await
 }
@@ -118,17 +120,6 @@ pub(crate) async fn probe(e: &Endpoint) -> Result<(), Error> {
         Target::Ip(a) => tcp(e, *a).await.map(drop),
         Target::Unix(p) => unix(e, p).await.map(drop),
     }
-}
-
-async fn h1_on<T: Io + 'static>(e: &Endpoint, io: T) -> Result<H1, Error> {
-    let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(|x| failed(e, x))?;
-    // Not `core::task::spawn`: one task per connection, and its errors are told to whoever sent on it.
-    tokio::spawn(async move {
-        if let Err(e) = connection.with_upgrades().await {
-            tracing::trace!("upstream connection: {e}");
-        }
-    });
-    Ok(sender)
 }
 
 async fn h2_on<T: Io + 'static>(e: &Endpoint, io: T) -> Result<H2, Error> {

@@ -1,10 +1,11 @@
 //! Active checks of one endpoint.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::header::{CONTENT_TYPE, HOST, TE};
-use http::{Request, Version};
+use http::header::{CONTENT_TYPE, TE};
+use http::{Request, StatusCode, Version};
 use http_body_util::{BodyExt as _, Limited};
 use prost::Message;
 
@@ -12,6 +13,7 @@ use crate::body::Body;
 use crate::connect;
 use crate::endpoint::Endpoint;
 use crate::observe::Meter;
+use crate::outbound::Overlay;
 use crate::spec::{HealthCheck, HealthKind};
 
 /// Bytes of an answer to a check.
@@ -92,7 +94,11 @@ async fn once(endpoint: &Endpoint, kind: &HealthKind, meter: &Meter) -> Result<(
             let h2 = endpoint.wanted.protocol.is_h2();
             let builder = Request::get(uri(endpoint, path, h2));
             let request = builder.body(Body::Empty).map_err(|e| e.to_string())?;
-            let status = send(endpoint, meter, request, h2).await?.status();
+            let status = if h2 {
+                over_h2(endpoint, meter, request).await?.status()
+            } else {
+                over_h1(endpoint, meter, request).await?
+            };
             if status.is_success() { Ok(()) } else { Err(format!("answered {status}")) }
         }
         HealthKind::Grpc(service) => {
@@ -106,7 +112,7 @@ async fn once(endpoint: &Endpoint, kind: &HealthKind, meter: &Meter) -> Result<(
                 .header(TE, "trailers")
                 .body(Body::Bytes(framed.freeze()))
                 .map_err(|e| e.to_string())?;
-            let response = send(endpoint, meter, request, true).await?;
+            let response = over_h2(endpoint, meter, request).await?;
             let in_head = crate::answer::grpc_status(response.headers());
             let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await.map_err(|e| e.to_string())?;
             let code = in_head.or_else(|| body.trailers().and_then(crate::answer::grpc_status));
@@ -133,21 +139,24 @@ fn uri(endpoint: &Endpoint, path: &str, h2: bool) -> String {
 }
 
 /// Sends on a connection of its own, so that a check also proves that new connections are taken.
-async fn send(
+async fn over_h1(endpoint: &Endpoint, meter: &Meter, request: Request<Body>) -> Result<StatusCode, String> {
+    let mut connection = connect::h1(endpoint, meter).await.map_err(|e| e.to_string())?;
+    let (head, body) = request.into_parts();
+    let overlay = Overlay { traceparent: None, baggage: None, grpc_timeout: None };
+    connection.begin(&head, &overlay, &endpoint.host, body);
+    let answer = poll_fn(|cx| connection.poll_head(cx)).await;
+    answer.map(|parts| parts.status).map_err(|e| e.reason().to_string())
+}
+
+/// The same over HTTP/2.
+async fn over_h2(
     endpoint: &Endpoint,
     meter: &Meter,
     mut request: Request<Body>,
-    h2: bool,
 ) -> Result<http::Response<hyper::body::Incoming>, String> {
-    if h2 {
-        *request.version_mut() = Version::HTTP_2;
-        let mut connection = connect::h2(endpoint, meter).await.map_err(|e| e.to_string())?;
-        connection.sender.send_request(request).await.map_err(|e| e.to_string())
-    } else {
-        request.headers_mut().insert(HOST, endpoint.host.clone());
-        let mut connection = connect::h1(endpoint, meter).await.map_err(|e| e.to_string())?;
-        connection.send_request(request).await.map_err(|e| e.to_string())
-    }
+    *request.version_mut() = Version::HTTP_2;
+    let mut connection = connect::h2(endpoint, meter).await.map_err(|e| e.to_string())?;
+    connection.sender.send_request(request).await.map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ mod dns;
 mod endpoint;
 mod error;
 mod health;
+mod http1;
 mod mesh;
 mod observe;
 mod outbound;

@@ -111,42 +111,28 @@ impl Tried {
 
 /// What an attempt writes over the head.
 pub(crate) struct Overlay<'a> {
-    /// `traceparent` of the attempt's span.
-    pub traceparent: [u8; 55],
+    /// `traceparent` of the attempt's span; checks of health have none.
+    pub traceparent: Option<[u8; 55]>,
     /// W3C baggage that travels with the context.
     pub baggage: Option<&'a str>,
     /// `grpc-timeout`, for gRPC instances.
     pub grpc_timeout: Option<HeaderValue>,
 }
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 impl Overlay<'_> {
     fn headers(&self, head: &Parts) -> HeaderMap {
         let mut headers = head.headers.clone();
-        if let Ok(v) = HeaderValue::from_bytes(&self.traceparent) {
+        if let Some(v) = self.traceparent.and_then(|t| HeaderValue::from_bytes(&t).ok()) {
             headers.insert(TRACEPARENT, v);
         }
         if let Some(v) = self.baggage.and_then(|b| HeaderValue::from_str(b).ok()) {
             headers.insert(BAGGAGE, v);
         }
         headers
-    }
-
-    /// The request in origin form for HTTP/1.1.
-    pub(crate) fn h1(&self, head: &Parts, body: Body, default_host: &HeaderValue) -> Request<Body> {
-        let mut headers = self.headers(head);
-        if !headers.contains_key(header::HOST) {
-            let host = head.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
-            headers.insert(header::HOST, host.unwrap_or_else(|| default_host.clone()));
-        }
-        let uri = match head.uri.scheme() {
-            None => head.uri.clone(),
-            Some(_) => Uri::from(path_of(head)),
-        };
-        request(head.method.clone(), uri, Version::HTTP_11, headers, body)
     }
 
     /// The request with its pseudo-header fields for HTTP/2.

@@ -1,7 +1,7 @@
 //! Connections of this thread, by endpoint. Nothing here is shared between threads, so nothing is locked.
 //!
 //! HTTP/1.1: idle connections are taken last in, first out, so that those not needed grow old and are closed. One that
-//! the peer closed is noticed by its task and skipped. HTTP/2: a few connections that many requests share.
+//! the peer closed is noticed when it is taken or swept, and let go. HTTP/2: a few connections that many requests share.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -62,14 +62,14 @@ fn with<T>(endpoint: &Arc<Endpoint>, f: impl FnOnce(&mut Pool) -> T) -> Option<T
 /// An idle HTTP/1.1 connection, the one used last.
 pub(crate) fn take_h1(endpoint: &Arc<Endpoint>) -> Option<H1> {
     with(endpoint, |pool| {
-        while let Some((sender, since)) = pool.h1.pop_back() {
+        while let Some((mut conn, since)) = pool.h1.pop_back() {
             if since.elapsed() >= limits::UPSTREAM_IDLE_FOR {
                 // What lies below is older still.
                 pool.h1.clear();
                 return None;
             }
-            if sender.is_ready() {
-                return Some(sender);
+            if conn.is_open() {
+                return Some(conn);
             }
         }
         None
@@ -77,32 +77,16 @@ pub(crate) fn take_h1(endpoint: &Arc<Endpoint>) -> Option<H1> {
     .flatten()
 }
 
-/// Gives an HTTP/1.1 connection back after its answer was read to the end.
-pub(crate) fn give_h1(endpoint: &Arc<Endpoint>, mut sender: H1) {
-    if sender.is_closed() || endpoint.is_removed() {
+/// Takes an HTTP/1.1 connection back, if another exchange may use it.
+pub(crate) fn give_h1(endpoint: &Arc<Endpoint>, conn: H1) {
+    if !conn.is_idle() || endpoint.is_removed() {
         return;
     }
-    if sender.is_ready() {
-        put_h1(endpoint, sender);
-        return;
-    }
-    // Its task has yet to see the end of the exchange (the request's body may still be going out).
-    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-        let endpoint = endpoint.clone();
-        runtime.spawn(async move {
-            if sender.ready().await.is_ok() && !endpoint.is_removed() {
-                put_h1(&endpoint, sender);
-            }
-        });
-    }
-}
-
-fn put_h1(endpoint: &Arc<Endpoint>, sender: H1) {
     with(endpoint, |pool| {
         if pool.h1.len() >= limits::UPSTREAM_IDLE {
             pool.h1.pop_front();
         }
-        pool.h1.push_back((sender, Instant::now()));
+        pool.h1.push_back((conn, Instant::now()));
     });
     sweep_later();
 }
@@ -185,9 +169,7 @@ impl Pool {
             self.h1.clear();
             self.h2.clear();
         }
-        while self.h1.front().is_some_and(|(c, since)| old(*since) || c.is_closed()) {
-            self.h1.pop_front();
-        }
+        self.h1.retain_mut(|(c, since)| !old(*since) && c.is_open());
         self.h2.retain(|(c, used)| c.active.load(Ordering::Relaxed) > 0 || !old(*used));
         !(self.h1.is_empty() && self.h2.is_empty() && self.opening.is_none())
     }
@@ -254,9 +236,7 @@ mod tests {
         let meter = Meter::new(&Telemetry::new(), &Name::new("test").unwrap());
         let mut all = Vec::new();
         for _ in 0..n {
-            let mut sender = connect::h1(&endpoint, &meter).await.unwrap();
-            sender.ready().await.unwrap();
-            all.push(sender);
+            all.push(connect::h1(&endpoint, &meter).await.unwrap());
         }
         (endpoint, all)
     }
@@ -264,8 +244,8 @@ mod tests {
     #[tokio::test]
     async fn no_more_idle_connections_are_kept_than_the_limit() {
         let (endpoint, all) = connected(limits::UPSTREAM_IDLE + 5).await;
-        for sender in all {
-            give_h1(&endpoint, sender);
+        for conn in all {
+            give_h1(&endpoint, conn);
         }
         assert_eq!(idle(&endpoint), limits::UPSTREAM_IDLE);
     }

@@ -1,21 +1,23 @@
 //! One attempt on one picked instance: balance, connection, exchange.
 
 use std::error::Error as _;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use arc_swap::ArcSwap;
 use http::uri::Scheme;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 use weft_core::{Context, Name};
 use weft_policy::Instance;
 use weft_policy::attempt::Attempt;
 
-use crate::answer::{Connection, Reply, Stream, reason};
+use crate::answer::{Reply, Source, Stream, reason};
 use crate::balance::Endpoints;
 use crate::body::Body;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
+use crate::http1::Failed;
 use crate::observe::{Attempted, Meter};
 use crate::outbound::{Outbound, Overlay, grpc_timeout};
 use crate::spec::{Balance, Protocol};
@@ -60,7 +62,7 @@ impl Service {
         let attempted = Attempted::begin(&self.meter, &endpoint, trace, attempt.number, &out.head.method);
         let protocol = endpoint.wanted.protocol;
         let overlay = Overlay {
-            traceparent: trace.traceparent(),
+            traceparent: Some(trace.traceparent()),
             baggage: ctx.baggage.as_deref(),
             grpc_timeout: match protocol {
                 Protocol::Grpc => attempt.deadline.remaining().and_then(grpc_timeout),
@@ -72,7 +74,7 @@ impl Service {
             Protocol::H2 | Protocol::Grpc => self.over_h2(&endpoint, out, &overlay).await,
         };
         match done {
-            Ok((response, held)) => Ok(Reply::new(response, attempted, held, protocol == Protocol::Grpc)),
+            Ok(response) => Ok(Reply::new(response, attempted, protocol == Protocol::Grpc)),
             Err(e) => {
                 attempted.failed(&e);
                 Err(e)
@@ -85,34 +87,40 @@ impl Service {
         endpoint: &Arc<Endpoint>,
         out: &Outbound,
         overlay: &Overlay<'_>,
-    ) -> Result<(Response<hyper::body::Incoming>, Connection), Error> {
+    ) -> Result<Response<Source>, Error> {
         let mut stale = 0;
         loop {
             let idle = if stale < STALE { pool::take_h1(endpoint) } else { None };
             let reused = idle.is_some();
-            let mut sender = match idle {
-                Some(s) => {
+            let mut conn = match idle {
+                Some(conn) => {
                     self.meter.reused();
-                    s
+                    conn
                 }
                 None => connect::h1(endpoint, &self.meter).await?,
             };
-            let request = overlay.h1(&out.head, out.take_body()?, &endpoint.host);
-            match sender.try_send_request(request).await {
-                Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    return Ok((response, Connection::Upgraded));
-                }
-                Ok(response) => return Ok((response, Connection::H1(sender))),
-                Err(mut e) => {
-                    let unsent = recover(out, e.take_message());
-                    let e = e.into_error();
+            conn.begin(&out.head, overlay, &endpoint.host, out.take_body()?);
+            match poll_fn(|cx| conn.poll_head(cx)).await {
+                Ok(parts) => return Ok(Response::from_parts(parts, Source::H1(conn))),
+                Err(e @ Failed::Body(_)) => return Err(Error::RequestBody { reason: e.reason() }),
+                Err(e) => {
+                    let unsent = conn.take_back().map(|body| out.put_back(body)).is_some();
+                    let answered = conn.was_answered() || matches!(e, Failed::Malformed(_));
                     // The keep-alive race: the server closed an idle connection while the request was on its way.
-                    let raced = !unsent && is_reset(&e) && out.may_race();
+                    let raced = !unsent && e.is_reset() && !answered && out.may_race();
                     if reused && (unsent || raced) {
                         stale += 1;
                         continue;
                     }
-                    return Err(failure(endpoint, &e, unsent));
+                    let (service, instance) = (endpoint.service.clone(), endpoint.address.clone());
+                    let reason = e.reason();
+                    return Err(if unsent {
+                        Error::Unsent { service, instance, reason }
+                    } else if answered {
+                        Error::ResetAfterBytes { service, instance, reason }
+                    } else {
+                        Error::ResetBeforeBytes { service, instance, reason }
+                    });
                 }
             }
         }
@@ -123,7 +131,7 @@ impl Service {
         endpoint: &Arc<Endpoint>,
         out: &Outbound,
         overlay: &Overlay<'_>,
-    ) -> Result<(Response<hyper::body::Incoming>, Connection), Error> {
+    ) -> Result<Response<Source>, Error> {
         let scheme = if endpoint.wanted.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
         let grpc = endpoint.wanted.protocol == Protocol::Grpc;
         let mut stale = 0;
@@ -136,7 +144,7 @@ impl Service {
             let body = out.take_body()?;
             let request = overlay.h2(&out.head, body, &endpoint.authority, scheme.clone(), grpc)?;
             match connection.sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, Connection::H2(stream))),
+                Ok(response) => return Ok(response.map(|body| Source::H2(body, stream))),
                 Err(mut e) => {
                     let unsent = recover(out, e.take_message());
                     let e = e.into_error();
@@ -167,17 +175,6 @@ fn recover(out: &Outbound, message: Option<Request<Body>>) -> bool {
         }
         None => false,
     }
-}
-
-/// The connection ended, and not by anything either side said wrongly.
-fn is_reset(e: &hyper::Error) -> bool {
-    let io = || {
-        e.source().and_then(|s| s.downcast_ref::<std::io::Error>()).is_some_and(|e| {
-            use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
-            matches!(e.kind(), ConnectionReset | BrokenPipe | ConnectionAborted | NotConnected)
-        })
-    };
-    e.is_incomplete_message() || e.is_closed() || e.is_canceled() || io()
 }
 
 fn h2_error(e: &hyper::Error) -> Option<&h2::Error> {
