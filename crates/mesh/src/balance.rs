@@ -25,6 +25,11 @@ impl Endpoints {
         Self { all, healthy, resolving }
     }
 
+    /// Whether there is nothing to send to yet, and there may be in a moment.
+    pub(crate) fn is_resolving(&self) -> bool {
+        self.all.is_empty() && self.resolving
+    }
+
     fn candidates(&self) -> &[Arc<Endpoint>] {
         if self.healthy.is_empty() { &self.all } else { &self.healthy }
     }

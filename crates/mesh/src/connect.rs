@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -87,9 +87,12 @@ async fn tls<T: Io>(e: &Endpoint, io: T, h2: bool) -> Result<tokio_rustls::clien
     Ok(stream)
 }
 
+/// A connection being made. Boxed: it is large and seldom needed, and would be a part of every exchange's future.
+pub(crate) type Connecting<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
 /// A fresh HTTP/1.1 connection.
-pub(crate) async fn h1(e: &Endpoint, meter: &Meter) -> Result<H1, Error> {
-    in_time(e, meter, async {
+pub(crate) fn h1<'a>(e: &'a Endpoint, meter: &'a Meter) -> Connecting<'a, H1> {
+    Box::pin(in_time(e, meter, async {
         let io = match (&e.wanted.target, e.wanted.tls.is_some()) {
             (Target::Ip(a), false) => H1Io::Tcp(tcp(e, *a).await?),
             (Target::Ip(a), true) => H1Io::TlsTcp(Box::new(tls(e, tcp(e, *a).await?, false).await?)),
@@ -97,21 +100,19 @@ pub(crate) async fn h1(e: &Endpoint, meter: &Meter) -> Result<H1, Error> {
             (Target::Unix(p), true) => H1Io::TlsUnix(Box::new(tls(e, unix(e, p).await?, false).await?)),
         };
         Ok(Box::new(Conn::new(io)))
-    })
-    .await
+    }))
 }
 
 /// A fresh HTTP/2 connection.
-pub(crate) async fn h2(e: &Endpoint, meter: &Meter) -> Result<H2, Error> {
-    in_time(e, meter, async {
+pub(crate) fn h2<'a>(e: &'a Endpoint, meter: &'a Meter) -> Connecting<'a, H2> {
+    Box::pin(in_time(e, meter, async {
         match (&e.wanted.target, e.wanted.tls.is_some()) {
             (Target::Ip(a), false) => h2_on(e, tcp(e, *a).await?).await,
             (Target::Ip(a), true) => h2_on(e, tls(e, tcp(e, *a).await?, true).await?).await,
             (Target::Unix(p), false) => h2_on(e, unix(e, p).await?).await,
             (Target::Unix(p), true) => h2_on(e, tls(e, unix(e, p).await?, true).await?).await,
         }
-    })
-    .await
+    }))
 }
 
 /// A connection and nothing on it, for checks.

@@ -198,19 +198,16 @@ impl Mesh {
     /// One attempt on one picked instance; bodies stream both ways. To be called by `policy::attempt::run`.
     pub async fn send(&self, ctx: &Context, service: &str, out: &Outbound, attempt: Attempt) -> Result<Reply, Error> {
         let service = self.service(service)?;
-        match service.send(ctx, out, attempt).await {
-            Err(Error::NoInstances { .. }) if service.endpoints.load().resolving => {
-                self.until_resolved(&service).await;
-                service.send(ctx, out, attempt).await
-            }
-            done => done,
+        if service.endpoints.load().is_resolving() {
+            Box::pin(self.until_resolved(&service)).await;
         }
+        service.send(ctx, out, attempt).await
     }
 
     /// Waits a moment for names that are being resolved for the first time.
     async fn until_resolved(&self, service: &Service) {
         let mut changes = self.0.changes.subscribe();
-        let known = changes.wait_for(|_| !service.endpoints.load().resolving);
+        let known = changes.wait_for(|_| !service.endpoints.load().is_resolving());
         let _ = tokio::time::timeout(limits::CONNECT_TIMEOUT, known).await;
     }
 

@@ -104,8 +104,9 @@ async fn admitted(
         && let Some(key) = idempotency::key(spec, &ctx).map_err(|r| respond::refused(&r))?
     {
         let scope = idempotency::scope(&ctx.principal, &route.name, key);
-        let bytes = collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline).await?;
-        return super::idempotency::once(core, route, peer, spec.keep, scope, ctx, head, bytes).await;
+        // Boxed, here and below: what is seldom taken would be a part of every exchange's future, which is moved.
+        let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
+        return Box::pin(super::idempotency::once(core, route, peer, spec.keep, scope, ctx, head, bytes)).await;
     }
     let slot = route.policy.acquire(ctx.deadline).await.map_err(|r| respond::refused(&r))?;
     record.holds(slot);
@@ -114,8 +115,8 @@ async fn admitted(
     match &route.to {
         Target::Service { .. } => proxy(core, route, peer, &ctx, head, body.into()).await,
         _ => {
-            let bytes = collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline).await?;
-            send(core, route, peer, &ctx, head, bytes).await
+            let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
+            Box::pin(send(core, route, peer, &ctx, head, bytes)).await
         }
     }
 }
