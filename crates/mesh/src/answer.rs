@@ -52,9 +52,9 @@ impl Judged for Reply {
 
 /// What a head says; for gRPC the status may be in it (a trailers-only answer) or come later.
 pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Outcome {
-    let outcome = match grpc_status(headers) {
-        Some(code) if grpc => outcome::classify_grpc(code),
-        _ => outcome::classify_http(status.as_u16()),
+    let outcome = match grpc.then(|| grpc_status(headers)).flatten() {
+        Some(code) => outcome::classify_grpc(code),
+        None => outcome::classify_http(status.as_u16()),
     };
     if outcome.is_success() {
         return outcome;

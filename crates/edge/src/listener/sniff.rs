@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Bytes up to which what is written in several pieces is written in one.
+const GATHERED: usize = 1024;
+
 /// A stream that first gives back what was read to look at it.
 #[derive(Debug)]
 pub(super) struct Prefixed<S> {
@@ -54,7 +57,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Prefixed<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        // A small answer, head and body, costs less in one piece than as a vector that the kernel has to import.
+        let mut gathered = [0; GATHERED];
+        let mut n = 0;
+        for buf in bufs {
+            let Some(room) = gathered.get_mut(n..n + buf.len()) else {
+                return Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+            };
+            room.copy_from_slice(buf);
+            n += buf.len();
+        }
+        Pin::new(&mut self.io).poll_write(cx, &gathered[..n])
     }
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()

@@ -1,10 +1,12 @@
 //! Answers from bytes (RFC 9112 4, 6.3, 7.1). Pure: takes from a buffer what is complete.
 
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version, header};
+use memchr::memmem::Finder;
 use weft_core::limits;
 
 /// Bytes of the line before a chunk, extensions included.
@@ -89,7 +91,8 @@ pub(super) fn head(buf: &mut BytesMut, method: &Method) -> Result<Option<Head>> 
 
 /// Where the head ends: after the first empty line.
 fn find_end(buf: &[u8]) -> Option<usize> {
-    memchr::memmem::find(buf, b"\r\n\r\n").map(|at| at + 4)
+    static EMPTY_LINE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+    EMPTY_LINE.find(buf).map(|at| at + 4)
 }
 
 /// Says early that something else than HTTP speaks.
@@ -175,7 +178,8 @@ fn keeps(h: &HeaderMap, old: bool) -> bool {
 
 /// Fields that have no place in a trailer section (RFC 9110 6.5.1): they would say again how the message is framed.
 pub(super) fn is_framing(name: &HeaderName) -> bool {
-    [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::TRAILER, header::CONNECTION].contains(name)
+    [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::HOST, header::TRAILER, header::CONNECTION]
+        .contains(name)
 }
 
 impl Framing {
@@ -210,6 +214,10 @@ impl Chunks {
     fn decode(&mut self, buf: &mut BytesMut) -> Result<Decoded> {
         loop {
             match self {
+                // The parser takes no digit at all for 0.
+                Chunks::Size if buf.first().is_some_and(|b| !b.is_ascii_hexdigit()) => {
+                    return Err("a chunk's size is malformed");
+                }
                 Chunks::Size => match httparse::parse_chunk_size(buf) {
                     Ok(httparse::Status::Complete((line, size))) => {
                         buf.advance(line);
