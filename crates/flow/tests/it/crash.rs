@@ -236,6 +236,7 @@ fn two_hundred_sagas_survive_a_crash_in_the_middle() {
             }
             completed += usize::from(view.status == "completed");
         }
-        assert!((100..200).contains(&completed), "{completed} completed");
+        // All of them when the crash took every refusal with it: a charge that is asked for again is taken.
+        assert!((100..=200).contains(&completed), "{completed} completed");
     });
 }
