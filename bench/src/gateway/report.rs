@@ -81,17 +81,44 @@ pub fn print(samples: &[Sample], rounds: usize) {
         if let (Some(a), Some(b)) = (median("nginx"), median("nginx-2")) {
             println!("\nnoise: the two nginx are {:.1} % apart", (a / b - 1.0).abs() * 100.0);
         }
-        if case != "http1-get" {
-            continue;
-        }
-        if let (Some(w), Some(n)) = (median("weft"), median("nginx")) {
-            println!("bar: weft at most 1.25x nginx: {:.2}x, {}", w / n, verdict(w / n <= 1.25));
-        }
-        if let (Some(w), Some(e)) = (median("weft"), median("envoy")) {
-            println!("bar: weft at least 2.5x better than envoy: {:.2}x, {}", e / w, verdict(e / w >= 2.5));
+        for bar in BARS.iter().filter(|b| b.case == case) {
+            if let (Some(weft), Some(peer)) = (median("weft"), median(bar.peer)) {
+                let ratio = weft / peer;
+                println!(
+                    "bar: weft at most {:.2}x {}: {ratio:.2}x, {}",
+                    bar.most,
+                    bar.peer,
+                    verdict(ratio <= bar.most)
+                );
+            }
         }
     }
 }
+
+/// CPU per request of Weft, at most so many times a peer's.
+struct Bar {
+    case: &'static str,
+    peer: &'static str,
+    most: f64,
+}
+
+const fn bar(case: &'static str, peer: &'static str, most: f64) -> Bar {
+    Bar { case, peer, most }
+}
+
+const BARS: [Bar; 11] = [
+    bar("http1-128B", "nginx", 1.15),
+    bar("http1-128B", "envoy", 1.0 / 3.0),
+    bar("http1-16KiB", "nginx", 1.1),
+    bar("http1-16KiB", "envoy", 0.5),
+    bar("http1-1MiB", "nginx", 0.85),
+    bar("http1-1MiB", "envoy", 1.0 / 1.6),
+    bar("tls-128B", "nginx", 1.15),
+    bar("tls-128B", "envoy", 0.5),
+    bar("h2c-128B", "haproxy", 1.9),
+    bar("h2c-128B", "nginx", 0.45),
+    bar("h2c-128B", "envoy", 0.4),
+];
 
 fn verdict(met: bool) -> &'static str {
     if met { "met" } else { "NOT met" }
