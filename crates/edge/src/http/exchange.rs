@@ -149,7 +149,11 @@ async fn proxy(
 ) -> Result<Response<Body>, Problem> {
     let Target::Service { service, .. } = &route.to else { unreachable!("only routes to services are proxied") };
     let host = match head.uri.authority() {
-        Some(a) => HeaderValue::from_str(a.as_str()).ok(),
+        Some(a) => {
+            // What the route was found by is what the service is told (RFC 9112 3.2.2, RFC 9113 8.3.1).
+            head.headers.remove(header::HOST);
+            HeaderValue::from_str(a.as_str()).ok()
+        }
         None => head.headers.get(header::HOST).cloned(),
     };
     headers::to_upstream(&mut head.headers, peer, head.version, host.as_ref());

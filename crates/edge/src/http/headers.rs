@@ -118,7 +118,7 @@ pub fn set_traceparent(h: &mut HeaderMap, trace: &Trace) {
 }
 
 /// The host a request asks for: `:authority` or an absolute target before `Host` (RFC 9112 3.2.2). `Err` says what is
-/// wrong: none, two, or not text.
+/// wrong: none, two, user information, or not text.
 pub fn host<'r>(uri: &'r Uri, h: &'r HeaderMap) -> Result<&'r str, &'static str> {
     let mut fields = h.get_all(header::HOST).iter();
     let field = fields.next();
@@ -126,6 +126,8 @@ pub fn host<'r>(uri: &'r Uri, h: &'r HeaderMap) -> Result<&'r str, &'static str>
         return Err("the request has more than one Host");
     }
     match (uri.authority(), field) {
+        // RFC 9110 4.2.4.
+        (Some(a), _) if a.as_str().contains('@') => Err("the target has user information before its host"),
         (Some(a), _) => Ok(a.as_str()),
         (None, Some(f)) => f.to_str().map_err(|_| "the Host is not ASCII"),
         (None, None) => Err("the request has no Host"),

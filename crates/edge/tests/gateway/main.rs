@@ -9,4 +9,5 @@ mod idempotency;
 mod protocols;
 mod proxying;
 mod resilience;
+mod smuggling;
 mod targets;
