@@ -57,6 +57,22 @@ pub const HEADER_BYTES: usize = 64 << 10;
 pub const HEADER_COUNT: usize = 100;
 /// Time a client has to send a request head.
 pub const HEADER_READ: Duration = Duration::from_secs(30);
+/// Time a client has for a TLS handshake.
+pub const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
+/// TLS handshakes under way at once on one listener; more wait, within their time.
+pub const TLS_HANDSHAKES: usize = 1_024;
+/// Sessions remembered per listener for TLS 1.2 clients that take no tickets.
+pub const TLS_SESSIONS: usize = 1_024;
+/// How long an upgraded connection (WebSocket) may be silent on a route that says nothing of it.
+pub const TUNNEL_IDLE: Duration = Duration::from_secs(300);
+/// How long an upgraded connection may be silent after one side said that it ends.
+pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(10);
+/// How long upgraded connections go on after SIGTERM.
+pub const TUNNEL_DRAIN: Duration = Duration::from_secs(10);
+/// Time until both sides of an upgrade are there, after the 101.
+pub const TUNNEL_OPEN: Duration = Duration::from_secs(10);
+/// Bytes held for each direction of an upgraded connection.
+pub const TUNNEL_BUFFER: usize = 16 << 10;
 /// Bytes of a body that a policy asked to collect (idempotency, saga input).
 pub const COLLECTED_BODY_BYTES: usize = 1 << 20;
 /// Open connections per listener.

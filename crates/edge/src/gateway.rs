@@ -11,7 +11,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
 use weft_broker::Broker;
 use weft_core::{Class, Classify, Origin, limits};
 use weft_flow::Flow;
@@ -24,9 +23,9 @@ use weft_telemetry::{Telemetry, names};
 use crate::http::body::Body;
 use crate::http::exchange::exchange;
 use crate::http::idempotency::Keys;
-use crate::listener::{self, Drain, Drained, Handler, Peer};
+use crate::listener::{self, Door, Drain, Drained, Handler, Peer, Settings};
 use crate::route::{RouteError, Table};
-use crate::spec::{GatewaySpec, ListenSpec, RouteSpec, Target};
+use crate::spec::{GatewaySpec, Idle, ListenSpec, Protocols, RouteSpec, Target};
 
 /// What the gateway works with.
 #[derive(Clone)]
@@ -52,7 +51,7 @@ pub enum Error {
     /// Routes do not compile; all mistakes.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Routes(Vec<RouteError>),
-    /// `gateway.listen` is not what it was.
+    /// The addresses in `gateway.listen` are not what they were.
     #[error("gateway.listen changed: listeners are opened at start only, restart to move them")]
     ListenChanged,
     /// A thread does not start.
@@ -75,6 +74,7 @@ pub struct Gateway {
     running: Arc<ArcSwap<Running>>,
     telemetry: Telemetry,
     listen: Vec<ListenSpec>,
+    doors: Vec<Arc<Door>>,
     addresses: Vec<SocketAddr>,
     drains: Vec<Drain>,
     threads: Vec<std::thread::JoinHandle<()>>,
@@ -85,32 +85,29 @@ impl Gateway {
     pub fn start(threads: usize, spec: &GatewaySpec, deps: Deps) -> Result<Self, Error> {
         let threads = threads.max(1);
         let running = Arc::new(ArcSwap::from_pointee(Running::compile(spec, &deps.telemetry, None)?));
-        let mut addresses = Vec::new();
+        let (mut addresses, mut doors) = (Vec::new(), Vec::new());
         let mut shares: Vec<Vec<Share>> = (0..threads).map(|_| Vec::new()).collect();
         for l in &spec.listen {
-            let tls = match &l.tls {
-                Some((chain, key)) => Some(listener::tls::server_config(chain, key)?),
-                None => None,
-            };
-            let permits = Arc::new(Semaphore::new(limits::CONNECTIONS));
+            let door = Door::new(Settings::load(l, None)?, limits::CONNECTIONS);
             let sockets = listener::bind(l.address, threads)?;
             let failed = |source| listener::Error::Bind { address: l.address, source };
             addresses.push(sockets[0].local_addr().map_err(failed)?);
             for (share, socket) in shares.iter_mut().zip(sockets) {
-                share.push(Share { socket, tls: tls.clone(), permits: permits.clone() });
+                share.push(Share { socket, door: door.clone() });
             }
+            doors.push(door);
         }
         let keys = Arc::new(Keys::new(deps.store.clone()));
         let telemetry = deps.telemetry.clone();
         let mut started =
-            Self { running, telemetry, listen: spec.listen.clone(), addresses, drains: vec![], threads: vec![] };
+            Self { running, telemetry, listen: spec.listen.clone(), doors, addresses, drains: vec![], threads: vec![] };
         for (i, share) in shares.into_iter().enumerate() {
             let (drain, drained) = Drain::new();
             let core = Arc::new(Core {
                 running: started.running.clone(),
                 keys: keys.clone(),
                 deps: deps.clone(),
-                _drain: drain.clone(),
+                drain: drain.clone(),
             });
             started.drains.push(drain.clone());
             let work = thread(share, core, drain, drained, i == 0);
@@ -135,14 +132,29 @@ impl Gateway {
         &self.listen
     }
 
-    /// Puts new routes in force. An error changes nothing. Limits of a route whose name and policy stay go on counting
-    /// where they stood.
-    pub fn swap(&self, spec: &GatewaySpec) -> Result<(), Error> {
-        if spec.listen != self.listen {
+    /// Makes everything ready for a [`put`](Self::put); changes nothing. Files are read again. Limits of a route whose
+    /// name and policy stay will go on counting where they stand.
+    pub fn prepare(&self, spec: &GatewaySpec) -> Result<Prepared, Error> {
+        if !spec.listen.iter().map(|l| l.address).eq(self.listen.iter().map(|l| l.address)) {
             return Err(Error::ListenChanged);
         }
-        let old = self.running.load_full();
-        self.running.store(Arc::new(Running::compile(spec, &self.telemetry, Some(&old))?));
+        let listeners = spec.listen.iter().zip(&self.doors);
+        let doors = listeners.map(|(l, door)| Settings::load(l, Some(&door.settings()))).collect::<Result<_, _>>()?;
+        let running = Running::compile(spec, &self.telemetry, Some(&self.running.load_full()))?;
+        Ok(Prepared { running, doors })
+    }
+
+    /// Puts what was prepared in force: routes for requests, listeners' settings for connections from now on.
+    pub fn put(&self, prepared: Prepared) {
+        for (door, settings) in self.doors.iter().zip(prepared.doors) {
+            door.put(settings);
+        }
+        self.running.store(Arc::new(prepared.running));
+    }
+
+    /// Prepares and puts in force. An error changes nothing.
+    pub fn swap(&self, spec: &GatewaySpec) -> Result<(), Error> {
+        self.put(self.prepare(spec)?);
         Ok(())
     }
 
@@ -172,23 +184,23 @@ impl Drop for Gateway {
     }
 }
 
+/// A configuration that is ready to be put in force.
+#[derive(Debug)]
+pub struct Prepared {
+    running: Running,
+    doors: Vec<Settings>,
+}
+
 struct Share {
     socket: std::net::TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
-    permits: Arc<Semaphore>,
+    door: Arc<Door>,
 }
 
 async fn thread(share: Vec<Share>, core: Arc<Core>, drain: Drain, drained: Drained, sweeps: bool) {
     let sweeper = sweeps.then(|| tokio::spawn(core.keys.clone().sweep()));
     let mut accepting = Vec::new();
     for s in share {
-        accepting.push(tokio::spawn(listener::accept(
-            s.socket,
-            s.tls,
-            s.permits,
-            drain.clone(),
-            Entrance(core.clone()),
-        )));
+        accepting.push(tokio::spawn(listener::accept(s.socket, s.door, drain.clone(), Entrance(core.clone()))));
     }
     drop(core);
     drop(drain);
@@ -224,7 +236,7 @@ pub(crate) struct Core {
     pub(crate) keys: Arc<Keys>,
     pub(crate) deps: Deps,
     /// Whoever works for a request holds the core, and so the drain waits for it.
-    _drain: Drain,
+    pub(crate) drain: Drain,
 }
 
 /// One configuration, compiled.
@@ -259,6 +271,7 @@ impl Running {
             priority: 0,
             to: Target::Service { service: weft_core::Name::new("none").expect("'none' is a name"), path: None },
             policy: Default::default(),
+            protocols: Default::default(),
         };
         let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry));
         Ok(Self { table, routes, unmatched })
@@ -271,6 +284,7 @@ pub(crate) struct Route {
     pub(crate) name: Arc<str>,
     pub(crate) to: Target,
     pub(crate) policy: Instance,
+    pub(crate) protocols: Protocols,
     pub(crate) in_flight: Gauge,
     telemetry: Telemetry,
     duration: Histogram,
@@ -291,12 +305,27 @@ impl Route {
             name: name.into(),
             to: spec.to.clone(),
             policy,
+            protocols: spec.protocols.clone(),
             in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
             duration: m.histogram(&names::HTTP_REQUEST_DURATION, &[("route", name)]),
             telemetry: telemetry.clone(),
             answers: (0..500).map(|_| OnceLock::new()).collect(),
             path: spec.matches.path.as_str().into(),
             span_names: Default::default(),
+        }
+    }
+
+    /// What a connection may be upgraded to: something where there is a service to go on with.
+    pub(crate) fn upgrades(&self) -> &[String] {
+        if matches!(self.to, Target::Service { .. }) { &self.protocols.upgrade } else { &[] }
+    }
+
+    /// How long an upgraded connection may be silent.
+    pub(crate) fn tunnel_idle(&self) -> Option<Duration> {
+        match self.protocols.idle {
+            Idle::BuiltIn => Some(limits::TUNNEL_IDLE),
+            Idle::Off => None,
+            Idle::After(d) => Some(d),
         }
     }
 

@@ -21,8 +21,33 @@ pub struct GatewaySpec {
 pub struct ListenSpec {
     /// Where.
     pub address: SocketAddr,
-    /// Certificate chain and key (PEM); ALPN offers h2 and http/1.1.
-    pub tls: Option<(PathBuf, PathBuf)>,
+    /// TLS; ALPN offers h2 and http/1.1.
+    pub tls: Option<TlsSpec>,
+}
+
+impl ListenSpec {
+    /// A plain listener.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, tls: None }
+    }
+}
+
+/// TLS on a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSpec {
+    /// Certificate chains and keys (PEM). SNI chooses by the names in them; the first serves all other names.
+    pub certificates: Vec<(PathBuf, PathBuf)>,
+    /// Whether clients are asked for a certificate.
+    pub client: Option<ClientCertificates>,
+}
+
+/// Certificates of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificates {
+    /// Who vouches for them (PEM).
+    pub ca: PathBuf,
+    /// Whether a client without one is refused in the handshake.
+    pub required: bool,
 }
 
 /// One route.
@@ -38,6 +63,37 @@ pub struct RouteSpec {
     pub to: Target,
     /// Resolved policy.
     pub policy: Policy,
+    /// What of the protocols' own abilities it allows.
+    pub protocols: Protocols,
+}
+
+/// What a route allows of the protocols' own abilities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protocols {
+    /// Only clients that showed a certificate which their listener verified.
+    pub client_certificate: bool,
+    /// What a connection may be upgraded to, in lower case.
+    pub upgrade: Vec<String>,
+    /// How long an answer's stream or an upgraded connection may be silent.
+    pub idle: Idle,
+}
+
+impl Default for Protocols {
+    fn default() -> Self {
+        Self { client_certificate: false, upgrade: vec!["websocket".to_owned()], idle: Idle::BuiltIn }
+    }
+}
+
+/// How long an answer's stream or an upgraded connection may be silent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Idle {
+    /// An upgraded connection [`weft_core::limits::TUNNEL_IDLE`], a stream as long as it likes.
+    #[default]
+    BuiltIn,
+    /// As long as they like.
+    Off,
+    /// This long.
+    After(std::time::Duration),
 }
 
 /// Conditions, all of which must hold.
@@ -109,6 +165,6 @@ pub struct Snapshot {
 
 impl Default for GatewaySpec {
     fn default() -> Self {
-        Self { listen: vec![ListenSpec { address: ([127, 0, 0, 1], 8080).into(), tls: None }], routes: Vec::new() }
+        Self { listen: vec![ListenSpec::at(([127, 0, 0, 1], 8080).into())], routes: Vec::new() }
     }
 }

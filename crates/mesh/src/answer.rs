@@ -15,6 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::observe::Attempted;
 use crate::pool;
+use crate::upgraded::Upgraded;
 
 /// An answer, good or bad, from the instance that was picked.
 #[derive(Debug)]
@@ -30,7 +31,12 @@ impl Reply {
         let outcome = judge(response.status(), response.headers(), grpc);
         attempted.answered(response.status().as_u16(), outcome);
         let endpoint = attempted.endpoint().clone();
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let response = response.map(|source| {
+            let source = match source {
+                Source::H1(conn) if switched => Source::Switched(conn),
+                other => other,
+            };
             let mut body = Incoming { source, attempted: Some(attempted), trailers: None, grpc };
             body.finish_if_ended();
             body
@@ -81,6 +87,8 @@ pub struct Incoming {
 pub(crate) enum Source {
     /// To be given back.
     H1(H1),
+    /// No longer HTTP/1.1 (101).
+    Switched(H1),
     /// One stream on a shared connection, counted there.
     H2(hyper::body::Incoming, #[allow(dead_code, reason = "held for its drop")] Stream),
     /// Given back, or broken.
@@ -105,6 +113,14 @@ impl Drop for Stream {
 }
 
 impl Incoming {
+    /// The connection itself, after an answer of 101 to a request that asked for an upgrade; `None` after any other.
+    pub fn upgraded(mut self) -> Option<Upgraded> {
+        match std::mem::replace(&mut self.source, Source::Ended) {
+            Source::Switched(conn) => self.attempted.take().map(|a| Upgraded::new(conn.into_parts(), a)),
+            _ => None,
+        }
+    }
+
     fn finish(&mut self) {
         let source = std::mem::replace(&mut self.source, Source::Ended);
         if let Some(attempted) = self.attempted.take() {
@@ -116,7 +132,7 @@ impl Incoming {
     }
 
     fn finish_if_ended(&mut self) {
-        if self.source.has_ended() {
+        if self.source.has_ended() && !matches!(self.source, Source::Switched(_)) {
             self.finish();
         }
     }
@@ -136,6 +152,7 @@ impl Source {
     fn has_ended(&self) -> bool {
         match self {
             Source::H1(conn) => conn.has_ended(),
+            Source::Switched(_) => true,
             Source::H2(body, _) => body.is_end_stream(),
             Source::Ended => true,
         }
@@ -151,7 +168,7 @@ impl HttpBody for Incoming {
         let polled = match &mut this.source {
             Source::H1(conn) => ready!(conn.poll_frame(cx)).map(|f| f.map_err(|e| e.reason())),
             Source::H2(body, _) => ready!(Pin::new(body).poll_frame(cx)).map(|f| f.map_err(|e| reason(&e))),
-            Source::Ended => None,
+            Source::Switched(_) | Source::Ended => None,
         };
         match polled {
             None => {
@@ -180,7 +197,7 @@ impl HttpBody for Incoming {
         match &self.source {
             Source::H1(conn) => conn.size_hint(),
             Source::H2(body, _) => body.size_hint(),
-            Source::Ended => SizeHint::with_exact(0),
+            Source::Switched(_) | Source::Ended => SizeHint::with_exact(0),
         }
     }
 }

@@ -222,6 +222,11 @@ impl Conn {
         matches!(self.reading, Reading::Done)
     }
 
+    /// The socket, and what was read of it already.
+    pub(crate) fn into_parts(self) -> (Io, Bytes) {
+        (self.io, self.received.freeze())
+    }
+
     /// Whether anything of an answer came, be it not one.
     pub(crate) fn was_answered(&self) -> bool {
         self.interim > 0 || !self.received.is_empty() || !matches!(self.reading, Reading::Head)

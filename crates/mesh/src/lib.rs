@@ -29,6 +29,7 @@ mod outbound;
 mod pool;
 mod registry;
 mod tls;
+mod upgraded;
 mod upstream;
 
 pub use answer::{Incoming, Reply};
@@ -41,4 +42,5 @@ pub use mesh::{InstanceView, Mesh, ServiceView};
 pub use outbound::{IDEMPOTENCY_KEY, Outbound};
 pub use registry::{Registered, Registration};
 pub use spec::{Address, Balance, Protocol, ServiceSpec};
+pub use upgraded::Upgraded;
 pub use upstream::Service;

@@ -53,6 +53,7 @@ pub mod code {
         LEASE_UNKNOWN = 400 "lease-unknown" "A lease token is not one of Weft's";
         UNAUTHENTICATED = 401 "unauthenticated" "The caller is not known";
         FORBIDDEN_ORIGIN = 403 "forbidden-origin" "Calls from this origin are refused";
+        CLIENT_CERTIFICATE_REQUIRED = 403 "client-certificate-required" "A client certificate is needed here";
         FORBIDDEN = 403 "forbidden" "The caller may not do this";
         NOT_FOUND = 404 "not-found" "There is nothing here";
         ROUTE_NOT_FOUND = 404 "route-not-found" "No route matches the request";

@@ -11,6 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use weft_mesh::Incoming;
 
 use super::record::Exchange;
+use super::tunnel::Tunnel;
 
 /// An answer's body.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ enum Kind {
     Upstream(Incoming),
     /// Made here or collected, with trailers.
     Collected(Bytes, Option<HeaderMap>),
+    /// None: the connection goes on as something else.
+    Tunnel(Box<Tunnel>),
     /// Begun to be collected, found too long, and passed on.
     Resumed(VecDeque<Bytes>, Box<Body>),
 }
@@ -49,13 +52,24 @@ impl Body {
         Self { kind: Kind::Collected(data, trailers), exchange: None }
     }
 
+    /// No body, and the connection becomes something else after the head.
+    pub(super) fn tunnel(tunnel: Tunnel) -> Self {
+        Self { kind: Kind::Tunnel(Box::new(tunnel)), exchange: None }
+    }
+
     /// What was read of a body already, and the body.
     pub(super) fn resumed(read: VecDeque<Bytes>, rest: Body) -> Self {
         Self { kind: Kind::Resumed(read, Box::new(rest)), exchange: None }
     }
 
-    /// Ends this exchange when the body ends.
+    /// Ends this exchange when the body ends, or what the connection becomes.
     pub(super) fn ends(mut self, exchange: Box<Exchange>) -> Self {
+        if matches!(self.kind, Kind::Tunnel(_))
+            && let Kind::Tunnel(tunnel) = std::mem::replace(&mut self.kind, Kind::Bytes(Bytes::new()))
+        {
+            tunnel.start(exchange);
+            return self;
+        }
         self.exchange = Some(exchange);
         self
     }
@@ -68,6 +82,7 @@ impl HttpBody for Body {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let polled = match &mut this.kind {
+            Kind::Tunnel(_) => Poll::Ready(None),
             Kind::Bytes(b) if b.is_empty() => Poll::Ready(None),
             Kind::Bytes(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
             Kind::Upstream(b) => Pin::new(b).poll_frame(cx),
@@ -112,6 +127,7 @@ impl HttpBody for Body {
             Kind::Bytes(b) | Kind::Collected(b, None) => SizeHint::with_exact(b.len() as u64),
             Kind::Collected(..) | Kind::Resumed(..) => SizeHint::default(),
             Kind::Upstream(b) => b.size_hint(),
+            Kind::Tunnel(_) => SizeHint::with_exact(0),
         }
     }
 }
@@ -120,6 +136,7 @@ impl Kind {
     fn has_ended(&self) -> bool {
         match self {
             Kind::Bytes(b) => b.is_empty(),
+            Kind::Tunnel(_) => true,
             Kind::Upstream(b) => b.is_end_stream(),
             Kind::Collected(b, t) => b.is_empty() && t.is_none(),
             Kind::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use weft_broker::Channel;
@@ -21,7 +21,9 @@ use weft_policy::spec::RatePer;
 use super::body::Body;
 use super::collect::collect;
 use super::record::Exchange;
-use super::{headers, respond};
+use super::tunnel::Tunnel;
+use super::upgrade::Upgrade;
+use super::{headers, respond, upgrade};
 use crate::api::problem::{Problem, code};
 use crate::gateway::{Core, Route, Running};
 use crate::listener::Peer;
@@ -37,7 +39,8 @@ pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<
     let trace = trace(&peer, &head.headers);
 
     // Which route.
-    let located = locate(&running, &head);
+    let connect = if head.method == Method::CONNECT { upgrade::from_connect(&mut head) } else { Ok(()) };
+    let located = connect.and_then(|()| locate(&running, &head));
     let route = match &located {
         Ok((i, _)) => running.routes[*i].clone(),
         Err(_) => running.unmatched.clone(),
@@ -71,20 +74,22 @@ async fn admitted(
     route: &Arc<Route>,
     peer: &Arc<Peer>,
     trace: Trace,
-    head: Parts,
+    mut head: Parts,
     body: Incoming,
     grpc: bool,
     record: &mut Exchange,
 ) -> Result<Response<Body>, Problem> {
-    if let Some(to) = head.headers.get(header::UPGRADE)
-        && to != "h2c"
-    {
-        return Err(Problem::new(code::NOT_IMPLEMENTED, format!("upgrading a connection to {to:?} is not supported")));
+    let upgrade = match head.headers.contains_key(header::UPGRADE) {
+        true => upgrade::asked(&mut head, route.upgrades())?,
+        false => None,
+    };
+    if route.protocols.client_certificate && peer.principal == Principal::Anonymous {
+        return Err(Problem::new(code::CLIENT_CERTIFICATE_REQUIRED, "this needs a client certificate"));
     }
     let caller = if grpc { respond::grpc_timeout(&head.headers) } else { None };
     let ctx = Context {
         trace,
-        principal: Principal::Anonymous,
+        principal: peer.principal.clone(),
         deadline: route.policy.deadline(caller.map_or(Deadline::NONE, Deadline::after)),
         idempotency_key: idempotency_key(&head.headers)?,
         version: None,
@@ -101,6 +106,7 @@ async fn admitted(
     };
     within.map_err(|r| respond::refused(&r))?;
     if let Some(spec) = &route.policy.policy().idempotency
+        && upgrade.is_none()
         && let Some(key) = idempotency::key(spec, &ctx).map_err(|r| respond::refused(&r))?
     {
         let scope = idempotency::scope(&ctx.principal, &route.name, key);
@@ -113,7 +119,10 @@ async fn admitted(
 
     // Send.
     match &route.to {
-        Target::Service { .. } => proxy(core, route, peer, &ctx, head, body.into()).await,
+        Target::Service { .. } => match upgrade {
+            Some(upgrade) => Box::pin(upgraded(core, route, peer, &ctx, head, body.into(), upgrade)).await,
+            None => answered(attempts(core, route, peer, &ctx, head, body.into(), None).await?),
+        },
         _ => {
             let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
             Box::pin(send(core, route, peer, &ctx, head, bytes)).await
@@ -131,7 +140,7 @@ pub(super) async fn send(
     body: Bytes,
 ) -> Result<Response<Body>, Problem> {
     match &route.to {
-        Target::Service { .. } => proxy(core, route, peer, ctx, head, body.into()).await,
+        Target::Service { .. } => answered(attempts(core, route, peer, ctx, head, body.into(), None).await?),
         Target::Topic(t) => super::publish::publish(core, ctx, Channel::Topic(t.clone()), &head, body).await,
         Target::Queue(q) => super::publish::publish(core, ctx, Channel::Queue(q.clone()), &head, body).await,
         Target::Saga { saga, reply } => super::saga::start(core, ctx, saga, *reply, &head, body).await,
@@ -139,14 +148,15 @@ pub(super) async fn send(
 }
 
 /// Passes a request on to a service, attempt by attempt.
-async fn proxy(
+async fn attempts(
     core: &Core,
     route: &Route,
     peer: &Peer,
     ctx: &Context,
     mut head: Parts,
     body: weft_mesh::Body,
-) -> Result<Response<Body>, Problem> {
+    upgrade: Option<&Upgrade>,
+) -> Result<weft_mesh::Reply, Problem> {
     let Target::Service { service, .. } = &route.to else { unreachable!("only routes to services are proxied") };
     let host = match head.uri.authority() {
         Some(a) => {
@@ -157,19 +167,58 @@ async fn proxy(
         None => head.headers.get(header::HOST).cloned(),
     };
     headers::to_upstream(&mut head.headers, peer, head.version, host.as_ref());
+    if let Some(u) = upgrade {
+        u.ask(&mut head.headers);
+    }
     let out = Outbound::new(Request::from_parts(head, body));
     let replay = out.replay();
     match attempt::run(&route.policy, ctx, replay, |a| core.deps.mesh.send(ctx, service, &out, a)).await {
-        Ok(done) => {
-            let (parts, body) = done.answer.response.into_parts();
-            let mut response = Response::new(Body::from(body));
-            *response.status_mut() = parts.status;
-            *response.headers_mut() = parts.headers;
-            headers::to_downstream(response.headers_mut(), parts.version);
-            Ok(response)
-        }
+        Ok(done) => Ok(done.answer),
         Err(failure) => Err(failed(failure)),
     }
+}
+
+/// The answer that goes to the client, from a service's.
+fn answered(reply: weft_mesh::Reply) -> Result<Response<Body>, Problem> {
+    let (parts, body) = reply.response.into_parts();
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Problem::new(code::UPSTREAM_BROKEN, "the service switched protocols without being asked to"));
+    }
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    headers::to_downstream(response.headers_mut(), parts.version);
+    Ok(response)
+}
+
+/// Passes on a request to go on with another protocol. If the service agrees, both sides are joined.
+async fn upgraded(
+    core: &Arc<Core>,
+    route: &Route,
+    peer: &Arc<Peer>,
+    ctx: &Context,
+    head: Parts,
+    body: weft_mesh::Body,
+    upgrade: Upgrade,
+) -> Result<Response<Body>, Problem> {
+    let reply = attempts(core, route, peer, ctx, head, body, Some(&upgrade)).await?;
+    if reply.response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return answered(reply);
+    }
+    let (mut parts, service) = reply.response.into_parts();
+    headers::to_downstream(&mut parts.headers, parts.version);
+    let status = upgrade.agree(&mut parts.headers);
+    let tunnel = Tunnel {
+        client: upgrade.client,
+        service,
+        idle: route.tunnel_idle(),
+        drain: core.drain.clone(),
+        peer: peer.clone(),
+    };
+    let mut response = Response::new(Body::tunnel(tunnel));
+    *response.status_mut() = status;
+    *response.headers_mut() = parts.headers;
+    Ok(response)
 }
 
 fn failed(f: Failure<weft_mesh::Error>) -> Problem {
@@ -186,9 +235,6 @@ fn failed(f: Failure<weft_mesh::Error>) -> Problem {
 
 /// The route's index, and the target to send where it is not what was asked for.
 fn locate(running: &Running, head: &Parts) -> Result<(usize, Option<Uri>), Problem> {
-    if head.method == Method::CONNECT {
-        return Err(Problem::new(code::NOT_IMPLEMENTED, "CONNECT is not supported"));
-    }
     let host = headers::host(&head.uri, &head.headers).map_err(|e| Problem::new(code::BAD_REQUEST, e))?;
     let given = head.uri.path();
     let path = normal(given).ok_or_else(|| {

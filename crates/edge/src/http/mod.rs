@@ -10,3 +10,5 @@ mod publish;
 mod record;
 pub mod respond;
 mod saga;
+mod tunnel;
+mod upgrade;

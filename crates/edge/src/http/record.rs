@@ -22,6 +22,7 @@ pub(crate) struct Exchange {
     uri: Uri,
     status: StatusCode,
     bytes: u64,
+    received: u64,
     end: End,
     error: Option<(&'static str, String)>,
     _slot: Option<Slot>,
@@ -57,6 +58,7 @@ impl Exchange {
             // What a client gets that goes away before there is an answer.
             status: CLIENT_CLOSED,
             bytes: 0,
+            received: 0,
             end: End::UnderWay,
             error: None,
             _slot: None,
@@ -77,6 +79,17 @@ impl Exchange {
 
     pub(super) fn sent(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
+    }
+
+    /// Bytes that came through an upgraded connection.
+    pub(super) fn received(&mut self, bytes: u64) {
+        self.received = bytes;
+    }
+
+    /// It was ended before its end.
+    pub(super) fn cut(&mut self, code: &'static str, detail: &str) {
+        self.end = End::BrokenOff;
+        self.failed(code, detail);
     }
 
     pub(super) fn trailers(&mut self, trailers: &HeaderMap) {
@@ -124,12 +137,15 @@ impl Drop for Exchange {
             start: Timestamp(ended.0.saturating_sub(took.as_millis() as u64)),
             duration: took,
             status: if bad { SpanStatus::Error } else { SpanStatus::Ok },
-            attributes: Vec::with_capacity(6),
+            attributes: Vec::with_capacity(7),
         };
         span.set("weft.route", Value::Text(Text::Shared(self.route.name.clone())));
         span.set("url.path", self.uri.path().to_owned());
         span.set("http.response.status_code", self.status.as_u16());
         span.set("http.response.body.size", self.bytes as i64);
+        if self.received > 0 {
+            span.set("http.request.body.size", self.received as i64);
+        }
         if let Some((code, message)) = self.error.take() {
             span.set("error.type", code);
             span.set("error.message", message);

@@ -87,7 +87,7 @@ fn grpc_status(c: Code) -> u16 {
         code::IDEMPOTENCY_IN_FLIGHT => 10,
         code::IDEMPOTENCY_KEY_REUSED | code::PRECONDITION_FAILED => 9,
         code::ROUTE_NOT_FOUND | code::METHOD_NOT_ALLOWED | code::NOT_IMPLEMENTED | code::UNSUPPORTED_MEDIA_TYPE => 12,
-        code::UNAUTHENTICATED => 16,
+        code::UNAUTHENTICATED | code::CLIENT_CERTIFICATE_REQUIRED => 16,
         c => match StatusCode::from_u16(c.status).unwrap_or_default().as_u16() {
             403 => 7,
             404 => 5,

@@ -17,20 +17,22 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
-use weft_core::{Class, Classify, Origin, limits};
+use weft_core::{Class, Classify, Origin, Principal, limits};
 
+use crate::spec::ListenSpec;
 pub use drain::{Drain, Drained};
+use tls::Tls;
 
 /// Why a listener does not start.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,10 @@ pub struct Peer {
     pub tls: bool,
     /// Its IP address as a field value.
     pub forwarded_for: HeaderValue,
+    /// Whom its certificate speaks for, if it showed one that was verified.
+    pub principal: Principal,
+    /// Its place among the listener's connections, held for as long as anything works for it.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Peer {
@@ -86,7 +92,51 @@ impl Peer {
             v4 => v4,
         };
         let forwarded_for = HeaderValue::try_from(ip.to_string()).expect("an IP address prints as ASCII");
-        Self { address, trusted: ip.is_loopback(), tls, forwarded_for }
+        Self { address, trusted: ip.is_loopback(), tls, forwarded_for, principal: Principal::Anonymous, _permit: None }
+    }
+}
+
+/// A listener's door, shared by its sockets on all cores. What it does with new connections is swapped whole.
+#[derive(Debug)]
+pub struct Door {
+    settings: ArcSwap<Settings>,
+    /// The connection limit: above it connections wait in the kernel's queue.
+    permits: Arc<Semaphore>,
+    handshakes: Semaphore,
+}
+
+impl Door {
+    /// A door that lets in up to `connections` at once.
+    pub fn new(settings: Settings, connections: usize) -> Arc<Self> {
+        Arc::new(Self {
+            settings: ArcSwap::from_pointee(settings),
+            permits: Arc::new(Semaphore::new(connections)),
+            handshakes: Semaphore::new(limits::TLS_HANDSHAKES),
+        })
+    }
+
+    /// What is in force.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// Puts other settings in force, for connections from now on.
+    pub fn put(&self, settings: Settings) {
+        self.settings.store(Arc::new(settings));
+    }
+}
+
+/// What a listener does with a new connection.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    tls: Option<Tls>,
+}
+
+impl Settings {
+    /// Makes everything ready; `old` is what was in force before.
+    pub fn load(spec: &ListenSpec, old: Option<&Settings>) -> Result<Self, Error> {
+        let before = old.and_then(|o| o.tls.as_ref());
+        Ok(Self { tls: spec.tls.as_ref().map(|t| Tls::load(t, before)).transpose()? })
     }
 }
 
@@ -130,20 +180,12 @@ fn bind_one(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
 
 const ACCEPT_BACKLOG: i32 = 4096;
 
-/// Accepts connections until the drain starts. `permits` is the connection limit that all sockets of a listener share:
-/// above it connections wait in the kernel's queue.
-pub async fn accept<H: Handler>(
-    listener: StdListener,
-    tls: Option<Arc<ServerConfig>>,
-    permits: Arc<Semaphore>,
-    drain: Drain,
-    handler: H,
-) -> io::Result<()> {
+/// Accepts connections until the drain starts.
+pub async fn accept<H: Handler>(listener: StdListener, door: Arc<Door>, drain: Drain, handler: H) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let tls = tls.map(TlsAcceptor::from);
     loop {
         let next = async {
-            let permit = permits.clone().acquire_owned().await;
+            let permit = door.permits.clone().acquire_owned().await.expect("never closed");
             (permit, listener.accept().await)
         };
         let (permit, accepted) = tokio::select! {
@@ -160,10 +202,9 @@ pub async fn accept<H: Handler>(
                 continue;
             }
         };
-        let (tls, drain, handler) = (tls.clone(), drain.clone(), handler.clone());
+        let (door, drain, handler) = (door.clone(), drain.clone(), handler.clone());
         tokio::spawn(async move {
-            let _permit = permit;
-            if let Err(e) = connection(stream, address, tls, drain, handler).await {
+            if let Err(e) = connection(stream, address, permit, door, drain, handler).await {
                 tracing::debug!(peer = %address, error = %e, "connection ended");
             }
         });
@@ -180,28 +221,43 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 async fn connection<H: Handler>(
     stream: TcpStream,
     address: SocketAddr,
-    tls: Option<TlsAcceptor>,
+    permit: OwnedSemaphorePermit,
+    door: Arc<Door>,
     drain: Drain,
     handler: H,
 ) -> Result<(), BoxError> {
     stream.set_nodelay(true)?;
-    let peer = Arc::new(Peer::new(address, tls.is_some()));
-    let Some(tls) = tls else {
-        let Some((h2, io)) = early(&drain, sniff::is_h2(stream)).await? else { return Ok(()) };
+    let settings = door.settings();
+    let mut peer = Peer::new(address, settings.tls.is_some());
+    peer._permit = Some(permit);
+    let Some(tls) = &settings.tls else {
+        drop(settings);
+        let Some((h2, io)) = early(&drain, limits::HEADER_READ, sniff::is_h2(stream)).await? else { return Ok(()) };
+        let peer = Arc::new(peer);
         return if h2 { serve_h2(io, peer, drain, handler).await } else { serve_h1(io, peer, drain, handler).await };
     };
-    let Some(io) = early(&drain, tls.accept(stream)).await? else { return Ok(()) };
-    if io.get_ref().1.alpn_protocol() == Some(b"h2") {
-        serve_h2(io, peer, drain, handler).await
-    } else {
-        serve_h1(io, peer, drain, handler).await
-    }
+    let shaking = async {
+        // A client that says nothing takes nobody's turn.
+        stream.readable().await?;
+        let _turn = door.handshakes.acquire().await;
+        TlsAcceptor::from(tls.config()).accept(stream).await
+    };
+    let Some(io) = early(&drain, limits::TLS_HANDSHAKE, shaking).await? else { return Ok(()) };
+    drop(settings);
+    let session = io.get_ref().1;
+    peer.principal = tls::principal(session.peer_certificates());
+    let (h2, peer) = (session.alpn_protocol() == Some(b"h2"), Arc::new(peer));
+    if h2 { serve_h2(io, peer, drain, handler).await } else { serve_h1(io, peer, drain, handler).await }
 }
 
-/// What comes before the first request: under the same time limit, and of no worth once the drain started.
-async fn early<T>(drain: &Drain, work: impl Future<Output = io::Result<T>>) -> Result<Option<T>, BoxError> {
+/// What comes before the first request: under a time limit, and of no worth once the drain started.
+async fn early<T>(
+    drain: &Drain,
+    limit: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<Option<T>, BoxError> {
     tokio::select! {
-        done = tokio::time::timeout(limits::HEADER_READ, work) => Ok(Some(done??)),
+        done = tokio::time::timeout(limit, work) => Ok(Some(done??)),
         () = drain.started() => Ok(None),
     }
 }
@@ -221,7 +277,8 @@ async fn serve_h1<H: Handler, I: AsyncRead + AsyncWrite + Unpin + Send + 'static
         .timer(TokioTimer::new())
         .header_read_timeout(limits::HEADER_READ)
         .max_buf_size(limits::HEADER_BYTES)
-        .serve_connection(TokioIo::new(io), service);
+        .serve_connection(TokioIo::new(io), service)
+        .with_upgrades();
     drive(conn, drain, |c| c.graceful_shutdown()).await.map_err(Into::into)
 }
 
@@ -237,6 +294,8 @@ async fn serve_h2<H: Handler, I: AsyncRead + AsyncWrite + Unpin + Send + 'static
     });
     let conn = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
+        // RFC 8441: WebSocket over HTTP/2.
+        .enable_connect_protocol()
         .max_concurrent_streams(limits::H2_STREAMS)
         .max_pending_accept_reset_streams(limits::H2_PENDING_RESETS)
         .max_local_error_reset_streams(limits::H2_PENDING_RESETS)
@@ -287,7 +346,7 @@ mod tests {
         let socket = bind(([127, 0, 0, 1], 0).into(), 1).unwrap().remove(0);
         let address = socket.local_addr().unwrap();
         let (drain, _) = Drain::new();
-        tokio::spawn(accept(socket, None, Arc::new(Semaphore::new(permits)), drain.clone(), Hello));
+        tokio::spawn(accept(socket, Door::new(Settings::default(), permits), drain.clone(), Hello));
         (address, drain)
     }
 

@@ -11,6 +11,7 @@ fn spec(path: &str) -> RouteSpec {
         priority: 0,
         to: Target::Queue(Name::new("q").unwrap()),
         policy: Policy::default(),
+        protocols: Default::default(),
     }
 }
 

@@ -128,8 +128,8 @@ async fn a_collected_body_over_the_limit_is_413_and_one_at_it_is_not() {
 }
 
 #[tokio::test]
-async fn an_upgrade_and_connect_are_refused_clearly() {
-    let w = one(echo().await, |_| {}).await;
+async fn an_upgrade_that_is_not_allowed_and_connect_are_refused_clearly() {
+    let w = one(echo().await, |r| r.protocols.upgrade.clear()).await;
     let text =
         raw(w.address(), b"GET /ws HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").await;
     assert!(status_line(&text).contains("501") && text.contains("not-implemented"), "{text}");

@@ -11,3 +11,5 @@ mod proxying;
 mod resilience;
 mod smuggling;
 mod targets;
+mod tls;
+mod websocket;

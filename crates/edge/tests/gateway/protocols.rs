@@ -5,7 +5,7 @@ use http::{Request, Version};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
-use weft_edge::spec::ListenSpec;
+use weft_edge::spec::{ListenSpec, TlsSpec};
 use weft_mesh::Protocol;
 
 use crate::support::*;
@@ -40,7 +40,8 @@ async fn tls_agrees_on_a_protocol_by_alpn() {
     std::fs::write(&chain, made.cert.pem()).unwrap();
     std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
     let mut spec = gateway(vec![route("all", "/**", "s")]);
-    spec.listen = vec![ListenSpec { tls: Some((chain, key)), ..listen() }];
+    spec.listen =
+        vec![ListenSpec { tls: Some(TlsSpec { certificates: vec![(chain, key)], client: None }), ..listen() }];
     let w = World::start(spec, &[spec_of("s", Protocol::Http, &[echo().await])]).await;
 
     let mut roots = rustls::RootCertStore::empty();

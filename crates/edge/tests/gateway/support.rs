@@ -179,7 +179,7 @@ pub fn spec_of(service: &str, protocol: Protocol, addresses: &[SocketAddr]) -> S
 }
 
 pub fn listen() -> ListenSpec {
-    ListenSpec { address: "127.0.0.1:0".parse().unwrap(), tls: None }
+    ListenSpec::at("127.0.0.1:0".parse().unwrap())
 }
 
 pub fn gateway(routes: Vec<RouteSpec>) -> GatewaySpec {
@@ -193,6 +193,7 @@ pub fn route(route: &str, path: &str, service: &str) -> RouteSpec {
         priority: 0,
         to: Target::Service { service: name(service), path: None },
         policy: Policy::builtin(),
+        protocols: Default::default(),
     }
 }
 

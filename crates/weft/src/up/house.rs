@@ -10,13 +10,14 @@ use weft_core::limits;
 use weft_core::task::{self, Shutdown};
 use weft_edge::api::{self, Api, Hosts, Readiness};
 use weft_edge::gateway::{self, Gateway};
-use weft_edge::spec::Snapshot;
+use weft_edge::spec::{ListenSpec, Snapshot};
 use weft_flow::Flow;
 use weft_mesh::Mesh;
 use weft_store::{Config, Embedded, Store};
 use weft_telemetry::Telemetry;
 
 use super::UpArgs;
+use super::material::Material;
 use super::ports::{self, PortError, Wish};
 use super::view::View;
 use crate::config::{Loaded, Report};
@@ -76,6 +77,7 @@ pub struct House {
     api: Option<ApiServer>,
     dir: PathBuf,
     notes: Vec<String>,
+    material: Material,
 }
 
 struct ApiServer {
@@ -87,6 +89,8 @@ impl House {
     /// Opens, wires and starts everything.
     pub async fn start(args: &UpArgs, loaded: Loaded) -> Result<Self, Error> {
         let mut notes = Vec::new();
+        // Before anything is made of the files: a change from here on is noticed.
+        let material = Material::read(&loaded.snapshot);
         let snapshot = listening(args, &loaded, &mut notes)?;
         let api_at = api_address(args, &loaded, &mut notes)?;
 
@@ -118,7 +122,8 @@ impl House {
         own.extend(api_at);
         mesh.forbid(&own);
 
-        let mut house = Self { store, mesh, broker, flow, gateway, ready, view, shutdown, api: None, dir, notes };
+        let mut house =
+            Self { store, mesh, broker, flow, gateway, ready, view, shutdown, api: None, dir, notes, material };
         if let Some(address) = api_at {
             house.api = Some(house.serve_api(address, telemetry).await?);
         }
@@ -179,35 +184,45 @@ impl House {
         out
     }
 
-    /// Whether a configuration is what runs already.
+    /// Whether a configuration is what runs already, files it names included.
     pub fn runs(&self, next: &Loaded) -> bool {
         let running = self.view.loaded();
         running.settings == next.settings
             && Snapshot { generation: running.snapshot.generation, ..next.snapshot.clone() } == running.snapshot
+            && Material::read(&next.snapshot) == self.material
     }
 
     /// Swaps to another configuration; what cannot be applied is logged and the rest of the old one goes on.
     pub async fn reload(&mut self, mut next: Loaded) {
         let running = self.view.loaded();
         next.snapshot.generation = running.snapshot.generation + 1;
-        if running.settings != next.settings || running.snapshot.gateway.listen != next.snapshot.gateway.listen {
+        let addresses = |s: &Snapshot| s.gateway.listen.iter().map(|l| l.address).collect::<Vec<_>>();
+        let moved = addresses(&running.snapshot) != addresses(&next.snapshot);
+        if running.settings != next.settings || moved {
             tracing::warn!("reload: listeners, store, threads and log settings change at the next start only");
         }
+        let material = Material::read(&next.snapshot);
         let mut snapshot = next.snapshot.clone();
-        snapshot.gateway.listen = self.gateway.listen().to_vec();
+        let open = self.gateway.listen().iter();
+        // What is open stays where it is (port 0, an offset and the command line count); what it serves may change.
+        let written = if moved { &running.snapshot } else { &next.snapshot }.gateway.listen.iter();
+        snapshot.gateway.listen =
+            open.zip(written).map(|(l, new)| ListenSpec { address: l.address, ..new.clone() }).collect();
         if let Err(e) = self.apply(snapshot).await {
             tracing::error!(error = %e, "reload refused; the running configuration goes on");
             return;
         }
         tracing::info!(generation = next.snapshot.generation, "reload: the new configuration runs");
+        self.material = material;
         self.view.swap(next);
     }
 
     async fn apply(&self, snapshot: Snapshot) -> Result<(), Error> {
+        let prepared = self.gateway.prepare(&snapshot.gateway)?;
         self.mesh.apply(&snapshot.services)?;
         self.broker.apply(&snapshot.queues, &snapshot.topics, &snapshot.subscriptions).await?;
         self.flow.apply(&snapshot.sagas, &snapshot.services).await?;
-        self.gateway.swap(&snapshot.gateway)?;
+        self.gateway.put(prepared);
         Ok(())
     }
 

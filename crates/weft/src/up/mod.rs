@@ -4,6 +4,7 @@
 //! then the API, then the gateway's threads. The end is the same backwards.
 
 mod house;
+mod material;
 mod ports;
 mod reload;
 mod view;
@@ -89,10 +90,17 @@ fn load(args: &UpArgs) -> Result<Loaded, config::Report> {
     args.config.as_deref().map_or_else(|| Ok(config::defaults()), config::load)
 }
 
+/// Every file a change of which is a cause to reload.
+fn watched(loaded: &Loaded) -> Vec<PathBuf> {
+    let mut all = loaded.sources.paths();
+    all.extend(material::paths(&loaded.snapshot));
+    all
+}
+
 async fn live(args: UpArgs, loaded: Loaded) -> Result<(), house::Error> {
     let mut terminate = signal(SignalKind::terminate()).map_err(house::Error::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(house::Error::Signals)?;
-    let mut triggers = Triggers::new(&loaded.sources.paths()).map_err(house::Error::Signals)?;
+    let mut triggers = Triggers::new(&watched(&loaded)).map_err(house::Error::Signals)?;
     let mut house = House::start(&args, loaded).await?;
     print!("{}", house.greeting());
     loop {
@@ -104,7 +112,7 @@ async fn live(args: UpArgs, loaded: Loaded) -> Result<(), house::Error> {
                 match config::load(file) {
                     Ok(next) if cause == reload::Cause::File && house.runs(&next) => {}
                     Ok(next) => {
-                        triggers.watch(&next.sources.paths());
+                        triggers.watch(&watched(&next));
                         house.reload(next).await;
                     }
                     Err(report) => house.refuse_reload(&report),

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use weft_core::Name;
@@ -10,7 +11,7 @@ use super::policy::Policies;
 use crate::config::declare::{Declared, section, words};
 use crate::config::node::{Data, Node};
 use crate::config::source::{At, Span};
-use crate::config::value::{Cx, Many, Value, scalar};
+use crate::config::value::{Cx, Many, Switch, Value, scalar};
 
 section! {
     /// Where requests come in and where they go.
@@ -29,18 +30,73 @@ section! {
     Listen short "address" {
         /// Where.
         "address" address: req(SocketAddr),
-        /// Serves TLS 1.2 and 1.3; ALPN offers h2 and http/1.1.
-        "tls" tls: opt(ListenTls),
+        /// Serves TLS 1.2 and 1.3; ALPN offers h2 and http/1.1. A list of certificates, or a map.
+        "tls" tls: opt(Tls),
     }
 }
 
 section! {
-    /// A certificate to serve.
+    /// TLS on a listener: one certificate as `cert` and `key`, or several as `certificates`. The files are read again
+    /// when they change.
     ListenTls {
+        /// Certificate chain (PEM); needs `key`.
+        "cert" cert: opt(PathBuf),
+        /// Its key (PEM).
+        "key" key: opt(PathBuf),
+        /// Several: a client gets the one whose names have the name it asks for (SNI), else the first.
+        "certificates" certificates: opt(Many<Certificate>),
+        /// Asks clients for a certificate: without one the handshake fails (`required`), or the client is anonymous (`optional`).
+        "client" client: opt(Asked),
+        /// Who vouches for clients' certificates (PEM); needs `client`.
+        "client_ca" client_ca: opt(PathBuf),
+    }
+}
+
+section! {
+    /// A certificate to serve, for the names in it (exact ones and wildcards).
+    Certificate {
         /// Certificate chain (PEM).
         "cert" cert: req(PathBuf),
         /// Its key (PEM).
         "key" key: req(PathBuf),
+    }
+}
+
+words! {
+    /// Whether something must be shown.
+    Asked { "required" Required, "optional" Optional }
+}
+
+words! {
+    /// That something must be shown.
+    Required { "required" Yes }
+}
+
+/// [`ListenTls`], or a list of certificates alone.
+#[derive(Clone, Debug)]
+pub(in crate::config) struct Tls(pub ListenTls);
+
+impl Value for Tls {
+    fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let Data::List(_) = &node.data else { return ListenTls::read(node, cx).map(Tls) };
+        let before = cx.mistakes.len();
+        let all = Many::read(node, cx)?;
+        Some(Tls(ListenTls {
+            cert: None,
+            key: None,
+            certificates: Some(At::new(all, node.owner)),
+            client: None,
+            client_ca: None,
+            at: node.owner,
+            broken: cx.mistakes.len() > before,
+        }))
+    }
+    fn schema(declared: &mut Declared) -> Json {
+        let map = declared.section::<ListenTls>();
+        json!({"anyOf": [map, {"type": "array", "items": declared.section::<Certificate>()}]})
+    }
+    fn kind() -> String {
+        format!("{}, or a list of {}", ListenTls::kind(), Certificate::kind())
     }
 }
 
@@ -62,6 +118,12 @@ section! {
         "to" to: req(To),
         /// For a saga: `completed` answers when it ended (202 at the deadline), `accepted` answers 202 at once.
         "reply" reply: opt(Reply),
+        /// Takes only clients that showed a certificate, which its listener verified; others get 403.
+        "client_certificate" client_certificate: opt(Required),
+        /// What a connection may be upgraded to (`Upgrade` over HTTP/1.1, `:protocol` over HTTP/2). Without it `websocket`.
+        "upgrade" upgrade: opt(Switch<Many<String>>),
+        /// How long an answer's stream or an upgraded connection may be silent. Without it an upgraded connection 5 minutes, a stream as long as it likes.
+        "idle" idle: opt(Switch<Duration>),
         /// Policy, above the service's.
         "policy" policy: opt(Policies),
     }

@@ -84,13 +84,7 @@ impl Lower<'_, '_, '_> {
 
     fn listener(&mut self, l: &keys::Listen, insecure: bool) -> ListenSpec {
         self.open(l.address.value, insecure, l.tls.is_some(), l.address.span, "gateway");
-        let tls = l.tls.as_ref().map(|t| {
-            for file in [&t.value.cert, &t.value.key] {
-                self.must_exist(&file.value, file.span);
-            }
-            (t.value.cert.value.clone(), t.value.key.value.clone())
-        });
-        ListenSpec { address: l.address.value, tls }
+        ListenSpec { address: l.address.value, tls: l.tls.as_ref().and_then(|t| self.listen_tls(&t.value.0)) }
     }
 
     fn route(&mut self, r: &Route, at: Span, made: &[RouteSpec], seen: &[(Span, &Route)]) -> Option<RouteSpec> {
@@ -105,7 +99,8 @@ impl Lower<'_, '_, '_> {
         layers.extend(layer::written(r.policy.as_ref(), self.policies, on, self.cx));
         self.check_inline(r.policy.as_ref());
         let (policy, values) = layer::resolve(&layers, on, self.cx.sources);
-        if let Some(i) = policy.idempotency.filter(|i| !i.public) {
+        let protocols = self.protocols(r);
+        if let Some(i) = policy.idempotency.filter(|i| !i.public && !protocols.client_certificate) {
             let block = layers.iter().rev().find_map(|(_, p)| p.idempotency.as_ref());
             let required = if i.required { "required: true, " } else { "" };
             self.say(
@@ -119,7 +114,7 @@ impl Lower<'_, '_, '_> {
         let summary = format!("{} {} -> {}", said(&matches.methods), matches.path, target_text(&to));
         let at = r.name.as_ref().and_then(|n| n.span).unwrap_or(at);
         self.explain("route", name.to_string(), at, summary, values);
-        Some(RouteSpec { name, matches, priority: r.priority.value, to, policy })
+        Some(RouteSpec { name, matches, priority: r.priority.value, to, policy, protocols })
     }
 
     fn route_name(&mut self, r: &Route, matches: &RouteMatch, made: &[RouteSpec], seen: &[(Span, &Route)]) -> Name {

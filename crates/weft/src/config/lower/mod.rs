@@ -3,6 +3,7 @@
 
 mod channels;
 mod gateway;
+mod protocols;
 mod sagas;
 mod services;
 

@@ -149,10 +149,7 @@ fn mistakes_in_the_gateway_are_named_with_their_place() {
         r#"gateway: { listen: "localhost:8080" }"#,
         &["1:20 'localhost:8080' is not an address to listen on | write '127.0.0.1:8080'"],
     );
-    says(
-        "gateway: { listen: { tls: { cert: c.pem } } }",
-        &["1:12 listen needs 'address' | add 'address:'", "1:22 listen tls needs 'key' | add 'key:'"],
-    );
+    says("gateway: { listen: { tls: { cert: c.pem } } }", &["1:12 listen needs 'address' | add 'address:'"]);
     says(
         r#"gateway: { listen: ["[::]:80", "127.0.0.1:1"] }"#,
         &[
@@ -494,4 +491,81 @@ fn limits_are_mistakes_when_they_are_hit() {
     let mut texts: Vec<_> = files.iter().map(|(p, t)| (p.as_str(), t.as_str())).collect();
     texts.push(("weft.yaml", "include: f0.yaml\n"));
     assert!(lines(&load_texts(&texts, &[]).unwrap_err())[0].contains("more than 64 files"));
+}
+
+#[test]
+fn mistakes_in_tls_of_listeners_are_named_with_their_place() {
+    says(
+        "gateway: { listen: { address: '127.0.0.1:1', tls: {} } }",
+        &["1:46 TLS needs a certificate | write 'cert:' and 'key:', or a list of both"],
+    );
+    says(
+        "gateway: { listen: { address: '127.0.0.1:1', tls: { cert: none.pem } } }",
+        &["1:59 'cert' without its 'key' | add 'key:'"],
+    );
+    says(
+        "gateway: { listen: { address: '127.0.0.1:1', tls: [{ cert: none.pem }] } }",
+        &["1:52 certificate needs 'key' | add 'key:'"],
+    );
+    says(
+        "gateway: { listen: { address: '127.0.0.1:1', tls: [{ cert: none.pem, key: none.key }] } }",
+        &[
+            "1:60 there is no file none.pem | paths are seen from the file they are written in",
+            "1:75 there is no file none.key | paths are seen from the file they are written in",
+        ],
+    );
+    says(
+        "gateway: { listen: { address: '127.0.0.1:1', tls: { certificates: [], client: sometimes } } }",
+        &["1:79 'sometimes' is not one of required, optional | write one of required, optional"],
+    );
+    says(
+        "gateway: { listen: { address: '127.0.0.1:1', tls: { certificates: [], client: optional } } }",
+        &[
+            "1:46 TLS needs a certificate | write 'cert:' and 'key:', or a list of both",
+            "1:79 'client' without its 'client_ca' | add 'client_ca:', the file of who vouches for them",
+        ],
+    );
+    says(
+        r#"services: { a: }
+gateway: { routes: [{ match: { path: / }, client_certificate: required, to: { service: a } }] }"#,
+        &[
+            "2:63 no listener asks clients for a certificate | add 'client: optional' and 'client_ca:' to the 'tls' of a listener",
+        ],
+    );
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_a_mistake_before_anything_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).display().to_string();
+    let (one, other) = (made(), made());
+    for (file, text) in
+        [("one.pem", &one.0), ("one.key", &one.1), ("other.key", &other.1), ("junk.pem", &"junk".to_owned())]
+    {
+        std::fs::write(at(file), text).unwrap();
+    }
+    let listen = |cert: &str, key: &str| {
+        format!("gateway:\n  listen: {{ address: 127.0.0.1:1, tls: {{ cert: {}, key: {} }} }}\n", at(cert), at(key))
+    };
+    load_text(&listen("one.pem", "one.key")).unwrap();
+    let list = format!(
+        "gateway:\n  listen: {{ address: 127.0.0.1:1, tls: [{{ cert: {0}, key: {1} }}, {{ cert: {0}, key: {1} }}] }}\n",
+        at("one.pem"),
+        at("one.key")
+    );
+    let loaded = load_text(&list).unwrap();
+    assert_eq!(loaded.snapshot.gateway.listen[0].tls.as_ref().unwrap().certificates.len(), 2);
+    for (cert, key, said) in [
+        ("junk.pem", "one.key", "certificate chain"),
+        ("one.pem", "other.key", "private key"),
+        ("one.pem", "junk.pem", "private key"),
+    ] {
+        let all = mistakes(&listen(cert, key));
+        assert!(all.len() == 1 && all[0].starts_with("2:47 the ") && all[0].contains(said), "{all:?}");
+    }
+}
+
+fn made() -> (String, String) {
+    let made = rcgen::generate_simple_self_signed(vec!["shop.test".into()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
 }
