@@ -76,11 +76,13 @@ pub struct Protocols {
     pub upgrade: Vec<String>,
     /// How long an answer's stream or an upgraded connection may be silent.
     pub idle: Idle,
+    /// Whether gRPC-Web is translated to gRPC: the service speaks gRPC.
+    pub grpc_web: bool,
 }
 
 impl Default for Protocols {
     fn default() -> Self {
-        Self { client_certificate: false, upgrade: vec!["websocket".to_owned()], idle: Idle::BuiltIn }
+        Self { client_certificate: false, upgrade: vec!["websocket".to_owned()], idle: Idle::BuiltIn, grpc_web: false }
     }
 }
 

@@ -44,6 +44,15 @@ impl Reply {
         Self { response, outcome, endpoint }
     }
 
+    /// The error of an answer whose body is silent for too long.
+    pub fn silent(&self, limit: std::time::Duration) -> Error {
+        Error::ResetAfterBytes {
+            service: self.endpoint.service.clone(),
+            instance: self.endpoint.address.clone(),
+            reason: format!("nothing came for {limit:?}").into(),
+        }
+    }
+
     /// Who answered.
     pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint

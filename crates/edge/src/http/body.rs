@@ -2,14 +2,18 @@
 //! the bulkhead given back.
 
 use std::collections::VecDeque;
+use std::future::Future as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
 use weft_mesh::Incoming;
 
+use super::grpc_web;
 use super::record::Exchange;
 use super::tunnel::Tunnel;
 
@@ -28,6 +32,10 @@ enum Kind {
     Upstream(Incoming),
     /// Made here or collected, with trailers.
     Collected(Bytes, Option<HeaderMap>),
+    /// As gRPC-Web writes it; the flag is for base64.
+    Web(Box<Body>, bool),
+    /// As it arrives from a service, which may not be silent for too long.
+    Watched(Box<Watched>),
     /// None: the connection goes on as something else.
     Tunnel(Box<Tunnel>),
     /// Begun to be collected, found too long, and passed on.
@@ -50,6 +58,17 @@ impl Body {
     /// Bytes and the trailers that follow them.
     pub fn with_trailers(data: Bytes, trailers: Option<HeaderMap>) -> Self {
         Self { kind: Kind::Collected(data, trailers), exchange: None }
+    }
+
+    /// A service's body that breaks off after a time of silence.
+    pub(super) fn watched(body: Incoming, limit: Duration, silent: weft_mesh::Error) -> Self {
+        let sleep = Box::pin(tokio::time::sleep(limit));
+        Self { kind: Kind::Watched(Box::new(Watched { body, sleep, limit, silent: Some(silent) })), exchange: None }
+    }
+
+    /// The same as gRPC-Web writes it.
+    pub(super) fn for_web(self, text: bool) -> Self {
+        Self { kind: Kind::Web(Box::new(self), text), exchange: None }
     }
 
     /// No body, and the connection becomes something else after the head.
@@ -75,6 +94,27 @@ impl Body {
     }
 }
 
+/// A service's body and the time it may be silent. While the client does not take what came, no time runs.
+#[derive(Debug)]
+struct Watched {
+    body: Incoming,
+    sleep: Pin<Box<Sleep>>,
+    limit: Duration,
+    silent: Option<weft_mesh::Error>,
+}
+
+impl Watched {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, weft_mesh::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_ready() {
+            self.sleep.as_mut().reset(Instant::now() + self.limit);
+            return polled;
+        }
+        std::task::ready!(self.sleep.as_mut().poll(cx));
+        Poll::Ready(self.silent.take().map(Err))
+    }
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = weft_mesh::Error;
@@ -83,6 +123,13 @@ impl HttpBody for Body {
         let this = &mut *self;
         let polled = match &mut this.kind {
             Kind::Tunnel(_) => Poll::Ready(None),
+            Kind::Watched(b) => b.poll_frame(cx),
+            Kind::Web(b, text) => Pin::new(&mut **b).poll_frame(cx).map_ok(|f| {
+                if let (Some(exchange), Some(t)) = (&mut this.exchange, f.trailers_ref()) {
+                    exchange.trailers(t);
+                }
+                grpc_web::frame(f, *text)
+            }),
             Kind::Bytes(b) if b.is_empty() => Poll::Ready(None),
             Kind::Bytes(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
             Kind::Upstream(b) => Pin::new(b).poll_frame(cx),
@@ -128,6 +175,8 @@ impl HttpBody for Body {
             Kind::Collected(..) | Kind::Resumed(..) => SizeHint::default(),
             Kind::Upstream(b) => b.size_hint(),
             Kind::Tunnel(_) => SizeHint::with_exact(0),
+            Kind::Watched(b) => b.body.size_hint(),
+            Kind::Web(..) => SizeHint::default(),
         }
     }
 }
@@ -137,6 +186,8 @@ impl Kind {
         match self {
             Kind::Bytes(b) => b.is_empty(),
             Kind::Tunnel(_) => true,
+            Kind::Watched(b) => b.body.is_end_stream(),
+            Kind::Web(b, _) => b.is_end_stream(),
             Kind::Upstream(b) => b.is_end_stream(),
             Kind::Collected(b, t) => b.is_empty() && t.is_none(),
             Kind::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 use weft_broker::Channel;
 use weft_core::{Context, Deadline, Principal, Trace, limits};
@@ -23,19 +23,20 @@ use super::collect::collect;
 use super::record::Exchange;
 use super::tunnel::Tunnel;
 use super::upgrade::Upgrade;
-use super::{headers, respond, upgrade};
+use super::{grpc_web, headers, respond, upgrade};
 use crate::api::problem::{Problem, code};
 use crate::gateway::{Core, Route, Running};
 use crate::listener::Peer;
 use crate::route::{Asked, Found, normal};
-use crate::spec::Target;
+use crate::spec::{Idle, Target};
 
 /// Answers one request.
 pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
     let began = Instant::now();
     let running = core.running.load_full();
     let (mut head, body) = request.into_parts();
-    let grpc = respond::is_grpc(&head.headers);
+    let mut grpc = respond::is_grpc(&head.headers);
+    let mut web = None;
     let trace = trace(&peer, &head.headers);
 
     // Which route.
@@ -54,6 +55,13 @@ pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<
             if let Some(path) = path {
                 head.uri = path;
             }
+            let mut body = weft_mesh::Body::from(body);
+            if route.protocols.grpc_web
+                && let Some(form) = grpc_web::form(&head.headers)
+            {
+                let (translated, wanted) = grpc_web::to_grpc(&mut head, body, form);
+                (body, web, grpc) = (translated, Some(wanted), true);
+            }
             admitted(&core, &route, &peer, trace, head, body, grpc, &mut record).await
         }
     };
@@ -63,6 +71,10 @@ pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<
         record.failed(p.code().name, p.detail());
         respond::problem(&p, grpc)
     });
+    let response = match web {
+        Some(form) => grpc_web::to_web(response, form),
+        None => response,
+    };
     record.answered(response.status());
     response.map(|b| b.ends(record))
 }
@@ -75,7 +87,7 @@ async fn admitted(
     peer: &Arc<Peer>,
     trace: Trace,
     mut head: Parts,
-    body: Incoming,
+    body: weft_mesh::Body,
     grpc: bool,
     record: &mut Exchange,
 ) -> Result<Response<Body>, Problem> {
@@ -120,8 +132,8 @@ async fn admitted(
     // Send.
     match &route.to {
         Target::Service { .. } => match upgrade {
-            Some(upgrade) => Box::pin(upgraded(core, route, peer, &ctx, head, body.into(), upgrade)).await,
-            None => answered(attempts(core, route, peer, &ctx, head, body.into(), None).await?),
+            Some(upgrade) => Box::pin(upgraded(core, route, peer, &ctx, head, body, upgrade)).await,
+            None => answered(attempts(core, route, peer, &ctx, head, body, None).await?, route),
         },
         _ => {
             let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
@@ -140,7 +152,7 @@ pub(super) async fn send(
     body: Bytes,
 ) -> Result<Response<Body>, Problem> {
     match &route.to {
-        Target::Service { .. } => answered(attempts(core, route, peer, ctx, head, body.into(), None).await?),
+        Target::Service { .. } => answered(attempts(core, route, peer, ctx, head, body.into(), None).await?, route),
         Target::Topic(t) => super::publish::publish(core, ctx, Channel::Topic(t.clone()), &head, body).await,
         Target::Queue(q) => super::publish::publish(core, ctx, Channel::Queue(q.clone()), &head, body).await,
         Target::Saga { saga, reply } => super::saga::start(core, ctx, saga, *reply, &head, body).await,
@@ -179,12 +191,19 @@ async fn attempts(
 }
 
 /// The answer that goes to the client, from a service's.
-fn answered(reply: weft_mesh::Reply) -> Result<Response<Body>, Problem> {
+fn answered(reply: weft_mesh::Reply, route: &Route) -> Result<Response<Body>, Problem> {
+    let silent = match route.protocols.idle {
+        Idle::After(limit) => Some((limit, reply.silent(limit))),
+        Idle::BuiltIn | Idle::Off => None,
+    };
     let (parts, body) = reply.response.into_parts();
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Problem::new(code::UPSTREAM_BROKEN, "the service switched protocols without being asked to"));
     }
-    let mut response = Response::new(Body::from(body));
+    let mut response = Response::new(match silent {
+        Some((limit, error)) if !body.is_end_stream() => Body::watched(body, limit, error),
+        _ => Body::from(body),
+    });
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     headers::to_downstream(response.headers_mut(), parts.version);
@@ -203,7 +222,7 @@ async fn upgraded(
 ) -> Result<Response<Body>, Problem> {
     let reply = attempts(core, route, peer, ctx, head, body, Some(&upgrade)).await?;
     if reply.response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return answered(reply);
+        return answered(reply, route);
     }
     let (mut parts, service) = reply.response.into_parts();
     headers::to_downstream(&mut parts.headers, parts.version);

@@ -4,6 +4,7 @@ pub(crate) mod exchange;
 
 pub mod body;
 mod collect;
+mod grpc_web;
 pub mod headers;
 pub(crate) mod idempotency;
 mod publish;

@@ -7,7 +7,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use http::uri::PathAndQuery;
 use tonic::codegen::Service;
-use tonic::server::{Grpc as Server, NamedService, StreamingService, UnaryService};
+use tonic::server::{
+    ClientStreamingService, Grpc as Server, NamedService, ServerStreamingService, StreamingService, UnaryService,
+};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
@@ -18,9 +20,9 @@ use weft_policy::spec::Breaker;
 use crate::support::*;
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Text {
+pub struct Text {
     #[prost(string, tag = "1")]
-    text: String,
+    pub text: String,
 }
 
 fn text(s: &str) -> Text {
@@ -72,6 +74,44 @@ impl StreamingService<Text> for Echo {
     }
 }
 
+impl ClientStreamingService<Text> for Echo {
+    type Response = Text;
+    type Future = BoxFuture<'static, Result<Response<Text>, Status>>;
+    fn call(&mut self, request: Request<Streaming<Text>>) -> Self::Future {
+        Box::pin(async move {
+            let n = request.into_inner().filter(|m| std::future::ready(m.is_ok())).count().await;
+            Ok(Response::new(text(&format!("{n} messages"))))
+        })
+    }
+}
+
+impl ServerStreamingService<Text> for Echo {
+    type Response = Text;
+    type ResponseStream = BoxStream<'static, Result<Text, Status>>;
+    type Future = BoxFuture<'static, Result<Response<Self::ResponseStream>, Status>>;
+    fn call(&mut self, request: Request<Text>) -> Self::Future {
+        Box::pin(async move {
+            let n: usize = request.into_inner().text.parse().unwrap();
+            let all = futures_util::stream::iter((0..n).map(|i| Ok(text(&format!("{i}")))));
+            Ok(Response::new(all.boxed()))
+        })
+    }
+}
+
+/// Adds a trailer of the service's own.
+fn counted(answer: http::Response<tonic::body::Body>) -> http::Response<tonic::body::Body> {
+    use http_body_util::BodyExt as _;
+    answer.map(|b| {
+        tonic::body::Body::new(b.map_frame(|f| match f.into_trailers() {
+            Ok(mut t) => {
+                t.insert("counted", "100".parse().unwrap());
+                http_body::Frame::trailers(t)
+            }
+            Err(f) => f,
+        }))
+    })
+}
+
 impl Service<http::Request<tonic::body::Body>> for Echo {
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
@@ -84,13 +124,15 @@ impl Service<http::Request<tonic::body::Body>> for Echo {
             let mut server = Server::new(ProstCodec::<Text, Text>::default());
             Ok(match request.uri().path() {
                 "/test.Echo/Chat" => server.streaming(Echo, request).await,
+                "/test.Echo/Gather" => server.client_streaming(Echo, request).await,
+                "/test.Echo/Count" => counted(server.server_streaming(Echo, request).await),
                 _ => server.unary(Echo, request).await,
             })
         })
     }
 }
 
-async fn world(change: impl FnOnce(&mut weft_edge::spec::RouteSpec)) -> (World, Channel) {
+pub async fn world(change: impl FnOnce(&mut weft_edge::spec::RouteSpec)) -> (World, Channel) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let incoming =
@@ -182,4 +224,44 @@ async fn what_the_gateway_refuses_is_answered_as_grpc() {
     assert!(status.message().contains("breaker"), "{status:?}");
     assert_eq!(status.metadata().get("retry-after").unwrap(), "9");
     drop(w);
+}
+
+/// One call by hand, of a client that does not watch the time itself.
+#[tokio::test]
+async fn the_gateway_enforces_the_callers_grpc_timeout() {
+    let (w, _channel) = world(|_| {}).await;
+    let mut message = vec![0];
+    let inside = prost::Message::encode_to_vec(&text("hang"));
+    message.extend_from_slice(&(inside.len() as u32).to_be_bytes());
+    message.extend_from_slice(&inside);
+    let r = http::Request::post("http://shop.test/test.Echo/Say")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", "80m")
+        .body(http_body_util::Full::new(bytes::Bytes::from(message)))
+        .unwrap();
+    let began = std::time::Instant::now();
+    let answer = h2(w.address()).await.send_request(r).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["grpc-status"]), (200, &"4".parse().unwrap()));
+    assert!(began.elapsed() >= Duration::from_millis(80) && began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn a_client_stream_and_a_server_stream_pass() {
+    let (_w, channel) = world(|_| {}).await;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    let many = futures_util::stream::iter((0..100).map(|i| text(&format!("{i}"))));
+    let path = PathAndQuery::from_static("/test.Echo/Gather");
+    let answer = client.client_streaming(Request::new(many), path, ProstCodec::<Text, Text>::default()).await.unwrap();
+    assert_eq!(answer.into_inner(), text("100 messages"));
+    client.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/test.Echo/Count");
+    let call = client.server_streaming(Request::new(text("100")), path, ProstCodec::<Text, Text>::default());
+    let mut heard = call.await.unwrap().into_inner();
+    for i in 0..100 {
+        assert_eq!(heard.message().await.unwrap().unwrap(), text(&format!("{i}")));
+    }
+    assert_eq!(heard.message().await.unwrap(), None);
+    assert_eq!(heard.trailers().await.unwrap().unwrap().get("counted").unwrap(), "100");
 }

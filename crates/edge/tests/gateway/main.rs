@@ -4,12 +4,15 @@ mod support;
 
 mod api;
 mod bad_input;
+mod floods;
 mod grpc;
+mod grpc_web;
 mod idempotency;
 mod protocols;
 mod proxying;
 mod resilience;
 mod smuggling;
+mod streams;
 mod targets;
 mod tls;
 mod websocket;

@@ -450,7 +450,7 @@ async fn a_body_that_stops_short_does_not_take_the_next_requests_bytes() {
 }
 
 /// HTTP/2 by hand: a client library would refuse to send these.
-mod h2_by_hand {
+pub mod h2_by_hand {
     use super::*;
 
     pub async fn ask(w: &World, fields: &[(&[u8], &[u8])], body: Option<&[u8]>) -> Vec<(u8, Vec<u8>)> {

@@ -2,12 +2,13 @@
 
 use weft_edge::listener::tls::Tls;
 use weft_edge::spec::{ClientCertificates, Idle, Protocols, TlsSpec};
+use weft_mesh::Protocol;
 
 use super::Lower;
 use super::services::{spoken_by, word};
 use crate::config::keys::gateway::{Asked, ListenTls, Required, Route};
 use crate::config::report::Mistake;
-use crate::config::source::{At, Span};
+use crate::config::source::At;
 use crate::config::value::Switch;
 
 impl Lower<'_, '_, '_> {
@@ -73,27 +74,29 @@ impl Lower<'_, '_, '_> {
             None => false,
         };
         let service = r.to.value.service.is_some();
-        let mut only_services = |what: &str, at: Option<Span>| {
-            if !service && !r.to.value.broken {
+        for (what, at) in [("idle", r.idle.as_ref().map(|i| i.span)), ("upgrade", r.upgrade.as_ref().map(|u| u.span))] {
+            if let Some(at) = at
+                && !service
+                && !r.to.value.broken
+            {
                 let help = "leave it out: only a service's answers stream and go on with another protocol";
                 self.say(Mistake::new(at, format!("'{what}' has no meaning on this route")).help(help));
             }
-        };
-        let mut protocols = Protocols { client_certificate, ..Protocols::default() };
+        }
+        let to = r.to.value.service.as_ref().and_then(|s| self.services.get(&s.value)?.value.as_ref());
+        let grpc_web = to.is_some_and(|s| spoken_by(s) == Protocol::Grpc);
+        let mut protocols = Protocols { client_certificate, grpc_web, ..Protocols::default() };
         if let Some(idle) = &r.idle {
-            only_services("idle", idle.span);
             protocols.idle = match idle.value {
                 Switch::Off => Idle::Off,
                 Switch::On(d) => Idle::After(d),
             };
         }
         if let Some(upgrade) = &r.upgrade {
-            only_services("upgrade", upgrade.span);
             protocols.upgrade = match &upgrade.value {
                 Switch::Off => Vec::new(),
                 Switch::On(to) => to.0.iter().filter_map(|t| self.upgrade(t)).collect(),
             };
-            let to = r.to.value.service.as_ref().and_then(|s| self.services.get(&s.value)?.value.as_ref());
             if !protocols.upgrade.is_empty()
                 && let Some(word) = to.map(spoken_by).filter(|p| p.is_h2()).map(word)
             {
