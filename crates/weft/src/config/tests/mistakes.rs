@@ -565,7 +565,8 @@ fn a_certificate_that_cannot_be_used_is_a_mistake_before_anything_starts() {
     }
 }
 
-fn made() -> (String, String) {
+/// A certificate and its key.
+pub(super) fn made() -> (String, String) {
     let made = rcgen::generate_simple_self_signed(vec!["shop.test".into()]).unwrap();
     (made.cert.pem(), made.signing_key.serialize_pem())
 }

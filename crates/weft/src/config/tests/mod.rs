@@ -3,6 +3,7 @@
 mod files;
 mod layers;
 mod mistakes;
+mod protocols;
 mod random;
 
 use std::collections::HashMap;
