@@ -561,7 +561,7 @@ fn a_certificate_that_cannot_be_used_is_a_mistake_before_anything_starts() {
         ("one.pem", "junk.pem", "private key"),
     ] {
         let all = mistakes(&listen(cert, key));
-        assert!(all.len() == 1 && all[0].starts_with("2:47 the ") && all[0].contains(said), "{all:?}");
+        assert!(all.len() == 1 && all[0].starts_with("2:48 the ") && all[0].contains(said), "{all:?}");
     }
 }
 

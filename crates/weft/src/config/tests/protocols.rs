@@ -45,14 +45,14 @@ fn mistakes_in_what_a_route_says_of_protocols_are_named_with_their_place() {
     says(
         "services: { a: { grpc: '127.0.0.1:1' } }\ngateway: { routes: [{ match: {}, upgrade: websocket, to: { service: a } }] }",
         &[
-            "2:42 a service that speaks grpc has no connections to upgrade | leave it out, or let the service speak http",
+            "2:43 a service that speaks grpc has no connections to upgrade | leave it out, or let the service speak http",
         ],
     );
     says(
         "services: { a: }\ngateway: { routes: [{ match: {}, upgrade: [h2c, 'a b'], to: { service: a } }] }",
         &[
-            "2:43 'h2c' is nothing to upgrade to | HTTP/2 is spoken without being asked: clients begin with it",
-            "2:48 'a b' is nothing to upgrade to | write a protocol's name, as in websocket",
+            "2:44 'h2c' is nothing to upgrade to | HTTP/2 is spoken without being asked: clients begin with it",
+            "2:49 'a b' is nothing to upgrade to | write a protocol's name, as in websocket",
         ],
     );
     says(
