@@ -85,6 +85,7 @@ async fn world(policy: Policy, answers: &[StatusCode]) -> World {
         protocol: Protocol::Http,
         addresses: vec![address.to_string().parse().unwrap()],
         balance: Balance::default(),
+        picking: Default::default(),
         health: None,
         tls: None,
         protos: vec![],

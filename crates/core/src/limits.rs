@@ -114,6 +114,10 @@ pub const DNS_RETRY: Duration = Duration::from_secs(2);
 pub const SERVICES: usize = 10_000;
 /// Registered instances of one service.
 pub const INSTANCES: usize = 4_096;
+/// Largest weight of an instance.
+pub const WEIGHT: u32 = 10_000;
+/// Points on the ring of one service that hashes; with more instances than it holds at full number, each has fewer.
+pub const RING_POINTS: usize = 65_536;
 /// Bounds put on the TTL of a registration.
 pub const REGISTRATION_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
 /// Bytes of one registration's metadata, keys and values together.

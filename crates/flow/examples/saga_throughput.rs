@@ -63,6 +63,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             protocol: Protocol::Http,
             addresses: vec![Address::Ip(address)],
             balance: Balance::default(),
+            picking: Default::default(),
             health: None,
             tls: None,
             protos: Vec::new(),

@@ -148,6 +148,7 @@ fn spec(name: &str, protocol: Protocol, at: &str) -> ServiceSpec {
         protocol,
         addresses: vec![at.parse().expect("an address")],
         balance: Balance::default(),
+        picking: Default::default(),
         health: None,
         tls: None,
         protos: Vec::new(),

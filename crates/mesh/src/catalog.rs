@@ -14,11 +14,11 @@ use weft_core::Name;
 use weft_policy::{Instance, Policy};
 use weft_telemetry::Telemetry;
 
-use crate::balance::Endpoints;
+use crate::balance::{Choice, Endpoints};
 use crate::endpoint::{Endpoint, Target, Wanted};
 use crate::observe::Meter;
 use crate::registry::Leases;
-use crate::spec::{Address, Balance, HealthCheck, Protocol, ServiceSpec};
+use crate::spec::{Address, Balance, Described, HealthCheck, Protocol, ServiceSpec};
 use crate::tls::ClientTls;
 use crate::upstream::Service;
 
@@ -63,6 +63,8 @@ struct Source<'a> {
     protocol: Protocol,
     tls: Option<&'a ClientTls>,
     health: Option<&'a HealthCheck>,
+    weight: u32,
+    zone: Option<Arc<str>>,
 }
 
 /// Starts the tasks that watch endpoints and names.
@@ -148,7 +150,7 @@ impl Catalog {
         self.index += 1;
         if let Some(live) = self.live.get_mut(service) {
             let old = live.service.endpoints.load();
-            live.service.endpoints.store(Arc::new(Endpoints::new(old.all.clone(), old.resolving)));
+            live.service.endpoints.store(Arc::new(old.rechecked(&live.service.choice)));
             live.index = self.index;
         }
     }
@@ -169,7 +171,10 @@ impl Catalog {
             self.hosts.insert(host, Host { addresses: None, _task });
         }
         let declared = self.declared.get(name);
-        let balance = declared.map_or(Balance::default(), |d| d.spec.balance);
+        let choice = declared.map_or_else(Choice::default, |d| Choice {
+            balance: d.spec.balance,
+            picking: d.spec.picking.clone(),
+        });
         let policy = declared.map_or_else(Policy::builtin, |d| d.spec.policy.clone());
 
         let old = self.live.remove(name);
@@ -183,7 +188,7 @@ impl Catalog {
         let meter =
             old_service.as_ref().map_or_else(|| Arc::new(Meter::new(&self.telemetry, name)), |s| s.meter.clone());
         let mut all = Vec::with_capacity(wanted.len());
-        for w in wanted {
+        for (w, weight) in wanted {
             let same = known.get(&id(&w)).filter(|e| e.wanted == w);
             let endpoint = match same {
                 Some(e) => (*e).clone(),
@@ -195,6 +200,8 @@ impl Catalog {
                     e
                 }
             };
+            endpoint.set_weight(weight);
+            endpoint.set_timed(choice.balance == Balance::PeakEwma);
             all.push(endpoint);
         }
         let kept: HashSet<u64> = all.iter().map(|e| e.id).collect();
@@ -202,9 +209,9 @@ impl Catalog {
             gone.remove();
             checks.remove(&gone.id);
         }
-        let endpoints = Arc::new(Endpoints::new(all.into(), resolving));
+        let endpoints = Arc::new(Endpoints::new(all.into(), resolving, &choice));
         let service = match old_service {
-            Some(s) if s.balance == balance && *s.policy.policy() == policy => {
+            Some(s) if s.choice == choice && *s.policy.policy() == policy => {
                 s.endpoints.store(endpoints);
                 s
             }
@@ -213,7 +220,7 @@ impl Catalog {
                 let kept = old.map(|s| s.policy.clone()).filter(|p| *p.policy() == policy);
                 Arc::new(Service {
                     name: name.clone(),
-                    balance,
+                    choice,
                     policy: kept.unwrap_or_else(|| {
                         let fresh = Instance::new(&policy);
                         fresh.tell(self.telemetry.metrics(), &format!("service {name}"));
@@ -233,12 +240,10 @@ impl Catalog {
         let protocol = declared.map_or(Protocol::Http, |d| d.spec.protocol);
         let health = declared.and_then(|d| d.spec.health.as_ref());
         let tls = declared.and_then(|d| d.tls.as_ref());
-        let written = declared.into_iter().flat_map(|d| &d.spec.addresses).map(|address| Source {
-            instance: address.to_string().into(),
-            address,
-            protocol,
-            tls,
-            health,
+        let said = |address: &Address| declared.and_then(|d| d.spec.picking.described.get(address)).cloned();
+        let written = declared.into_iter().flat_map(|d| &d.spec.addresses).map(|address| {
+            let Described { weight, zone } = said(address).unwrap_or_default();
+            Source { instance: address.to_string().into(), address, protocol, tls, health, weight, zone }
         });
         let registered = self.leases.of(name).map(|(id, lease)| Source {
             instance: id.to_shared(),
@@ -246,13 +251,15 @@ impl Catalog {
             protocol: lease.registration.protocol.unwrap_or(protocol),
             tls,
             health: lease.registration.health.as_ref().or(health),
+            weight: lease.registration.weight,
+            zone: lease.registration.metadata.get("zone").map(|z| z.as_str().into()),
         });
         written.chain(registered).collect()
     }
 
-    /// The endpoints that should be, whether any name is being resolved for the first time, and names nobody asked for
+    /// The endpoints that should be with their weights, whether any name is being resolved for the first time, and names nobody asked for
     /// yet. An address that appears twice (in the file and registered) counts once.
-    fn wanted(&self, name: &str) -> (Vec<Wanted>, bool, Vec<String>) {
+    fn wanted(&self, name: &str) -> (Vec<(Wanted, u32)>, bool, Vec<String>) {
         let (mut wanted, mut resolving, mut unknown) = (Vec::new(), false, Vec::new());
         let mut seen = HashSet::new();
         for s in self.sources(name) {
@@ -264,14 +271,16 @@ impl Catalog {
                     return;
                 }
                 if seen.insert(target.clone()) {
-                    wanted.push(Wanted {
+                    let w = Wanted {
                         instance: s.instance.clone(),
                         target,
                         authority,
                         protocol: s.protocol,
                         tls: s.tls.cloned(),
                         health: s.health.cloned(),
-                    });
+                        zone: s.zone.clone(),
+                    };
+                    wanted.push((w, s.weight));
                 }
             };
             match s.address {

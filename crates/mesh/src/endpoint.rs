@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use http::HeaderValue;
 use http::uri::Authority;
@@ -35,6 +36,8 @@ pub(crate) struct Wanted {
     pub protocol: Protocol,
     pub tls: Option<ClientTls>,
     pub health: Option<HealthCheck>,
+    /// Where it runs.
+    pub zone: Option<Arc<str>>,
 }
 
 /// One reachable address.
@@ -49,6 +52,14 @@ pub struct Endpoint {
     pub(crate) authority: Authority,
     pub(crate) host: HeaderValue,
     load: Padded<AtomicU32>,
+    /// Its share of requests, relative to the others.
+    weight: AtomicU32,
+    /// Expected latency in microseconds (upper half, f32) as of a moment (lower half, milliseconds since [`EPOCH`]).
+    latency: AtomicU64,
+    /// Somebody picks by [`latency`](Self::latency).
+    timed: AtomicBool,
+    /// Milliseconds since [`EPOCH`] when it began, or came back.
+    since: AtomicU64,
     healthy: AtomicBool,
     removed: AtomicBool,
     failures: AtomicU32,
@@ -60,6 +71,9 @@ pub struct Endpoint {
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);
+
+/// In this time an old latency loses about two thirds of its say.
+const LATENCY_DECAY_MS: f64 = 10_000.0;
 
 static IDS: AtomicU64 = AtomicU64::new(1);
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -84,6 +98,10 @@ impl Endpoint {
             authority,
             wanted,
             load: Padded::default(),
+            weight: AtomicU32::new(1),
+            latency: AtomicU64::new(0),
+            timed: AtomicBool::new(false),
+            since: AtomicU64::new(millis(Instant::now())),
             healthy: AtomicBool::new(true),
             removed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
@@ -120,7 +138,61 @@ impl Endpoint {
     }
 
     pub(crate) fn set_healthy(&self, healthy: bool) {
-        self.healthy.store(healthy, Ordering::Relaxed);
+        if !self.healthy.swap(healthy, Ordering::Relaxed) && healthy {
+            self.since.store(millis(Instant::now()), Ordering::Relaxed);
+        }
+    }
+
+    /// Its share of requests, relative to the others of its service.
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_weight(&self, weight: u32) {
+        self.weight.store(weight.max(1), Ordering::Relaxed);
+    }
+
+    /// The part of its share that it gets so long after it began or came back: from a tenth to the whole.
+    pub(crate) fn warmth(&self, window: Duration) -> f64 {
+        let age = millis(Instant::now()).saturating_sub(self.since.load(Ordering::Relaxed));
+        (age as f64 / (window.as_millis() as f64).max(1.0)).clamp(0.1, 1.0)
+    }
+
+    /// Requests under way, with the one that asks.
+    pub(crate) fn busyness(&self) -> u64 {
+        u64::from(self.load()) + 1
+    }
+
+    /// Whether how long it takes is worth knowing.
+    #[inline]
+    pub(crate) fn is_timed(&self) -> bool {
+        self.timed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_timed(&self, timed: bool) {
+        self.timed.store(timed, Ordering::Relaxed);
+    }
+
+    /// Takes in how long an answer took: a longer one counts whole and at once, a shorter one little by little (peak
+    /// EWMA). Of two at the same moment one may be lost.
+    pub(crate) fn took(&self, latency: Duration) {
+        let now = millis(Instant::now());
+        let seen = self.latency.load(Ordering::Relaxed);
+        let latency = latency.as_secs_f32() * 1e6;
+        let (cost, age) = (f32::from_bits((seen >> 32) as u32), (now as u32).wrapping_sub(seen as u32));
+        let keep = (-f64::from(age) / LATENCY_DECAY_MS).exp() as f32;
+        let cost = if latency >= cost { latency } else { cost * keep + latency * (1.0 - keep) };
+        self.latency.store(u64::from(cost.to_bits()) << 32 | (now & u64::from(u32::MAX)), Ordering::Relaxed);
+    }
+
+    /// How long a request would wait here, in units that compare: expected latency, which fades while nothing is heard,
+    /// times requests under way, over the weight.
+    pub(crate) fn expected_wait(&self) -> f64 {
+        let seen = self.latency.load(Ordering::Relaxed);
+        let age = (millis(Instant::now()) as u32).wrapping_sub(seen as u32);
+        let cost = f64::from(f32::from_bits((seen >> 32) as u32)) * (-f64::from(age) / LATENCY_DECAY_MS).exp();
+        // Of one that has not answered yet nothing is known but that it is busy.
+        (cost + 1.0) * self.busyness() as f64 / f64::from(self.weight())
     }
 
     /// Whether it was taken out of its service: its connections finish and are not kept.
@@ -173,6 +245,11 @@ impl Drop for Load {
 
 #[cfg(test)]
 pub(crate) fn test_endpoint(address: &str) -> Arc<Endpoint> {
+    test_endpoint_in(address, "")
+}
+
+#[cfg(test)]
+pub(crate) fn test_endpoint_in(address: &str, zone: &str) -> Arc<Endpoint> {
     Arc::new(Endpoint::new(
         Name::new("test").unwrap(),
         Wanted {
@@ -182,6 +259,7 @@ pub(crate) fn test_endpoint(address: &str) -> Arc<Endpoint> {
             protocol: Protocol::Http,
             tls: None,
             health: None,
+            zone: (!zone.is_empty()).then(|| zone.into()),
         },
     ))
 }

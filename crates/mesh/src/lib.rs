@@ -28,6 +28,7 @@ mod observe;
 mod outbound;
 mod pool;
 mod registry;
+mod ring;
 mod tls;
 mod upgraded;
 mod upstream;

@@ -107,7 +107,11 @@ impl Attempted {
     /// The head of the answer is there.
     pub(crate) fn answered(&mut self, status: u16, outcome: Outcome) {
         self.meter.requests[outcome_index(&outcome)].inc();
-        self.meter.duration.observe(self.began.elapsed());
+        let took = self.began.elapsed();
+        self.meter.duration.observe(took);
+        if self.endpoint().is_timed() && outcome.is_success() {
+            self.endpoint().took(took);
+        }
         self.status = Some(status);
         self.outcome = Some(outcome);
     }

@@ -1,6 +1,7 @@
 //! One request to a service, across all its attempts: the head stays, the body is handed out while there is one, and
 //! instances that were tried are remembered.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{HeaderName, HeaderValue};
@@ -27,6 +28,7 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 pub struct Outbound {
     pub(crate) head: Parts,
     repeatable: bool,
+    source: Option<IpAddr>,
     state: Mutex<State>,
 }
 
@@ -45,8 +47,19 @@ impl Outbound {
         Self {
             head,
             repeatable: body.is_repeatable(),
+            source: None,
             state: Mutex::new(State { body: Some(body), tried: [0; TRIED], tries: 0 }),
         }
+    }
+
+    /// Says who asked, for services whose instances are picked by it.
+    pub fn asked_by(self, source: IpAddr) -> Self {
+        Self { source: Some(source), ..self }
+    }
+
+    /// Who asked.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.source
     }
 
     /// The head.

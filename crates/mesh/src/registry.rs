@@ -19,11 +19,18 @@ pub struct Registration {
     pub protocol: Option<Protocol>,
     /// How long it is believed without a heartbeat.
     pub ttl: Duration,
+    /// Its share of requests, relative to the others.
+    #[serde(default = "one")]
+    pub weight: u32,
     /// Anything else worth knowing (`zone`, `version`), shown in listings.
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
     /// Checked this way; the service's check when it does not say.
     pub health: Option<HealthCheck>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// What became of a registration.
@@ -55,6 +62,9 @@ impl Registration {
         let (least, most) = limits::REGISTRATION_TTL;
         if self.ttl < least || self.ttl > most {
             return bad("ttl", format!("{:?} is not between {least:?} and {most:?}", self.ttl));
+        }
+        if self.weight == 0 || self.weight > limits::WEIGHT {
+            return bad("weight", format!("{} is not between 1 and {}", self.weight, limits::WEIGHT));
         }
         let bytes: usize = self.metadata.iter().map(|(k, v)| k.len() + v.len()).sum();
         if bytes > limits::METADATA_BYTES {
@@ -161,6 +171,7 @@ mod tests {
             address: "127.0.0.1:1".parse().unwrap(),
             protocol: None,
             ttl: Duration::from_secs(ttl),
+            weight: 1,
             metadata: BTreeMap::new(),
             health: None,
         }
@@ -206,6 +217,8 @@ mod tests {
         };
         assert_eq!(member(registration(0)), "ttl");
         assert_eq!(member(registration(100_000)), "ttl");
+        assert_eq!(member(Registration { weight: 0, ..registration(1) }), "weight");
+        assert_eq!(member(Registration { weight: limits::WEIGHT + 1, ..registration(1) }), "weight");
         let mut r = registration(1);
         r.metadata.insert("k".into(), "v".repeat(limits::METADATA_BYTES));
         assert_eq!(member(r), "metadata");

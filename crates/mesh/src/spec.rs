@@ -1,10 +1,13 @@
 //! A service as configuration or registration describes it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use serde::{Deserialize, Serialize};
 use weft_core::Name;
 use weft_policy::Policy;
@@ -20,6 +23,8 @@ pub struct ServiceSpec {
     pub addresses: Vec<Address>,
     /// Choice among healthy instances.
     pub balance: Balance,
+    /// What else decides the choice.
+    pub picking: Picking,
     /// Active checks; `None` = instances count as healthy while registered.
     pub health: Option<HealthCheck>,
     /// TLS to the instances.
@@ -111,7 +116,7 @@ impl From<Address> for String {
     }
 }
 
-/// Choice among healthy instances.
+/// Choice among healthy instances. All of them heed weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Balance {
@@ -120,6 +125,121 @@ pub enum Balance {
     /// The less busy of two picked at random.
     #[default]
     LeastRequest,
+    /// Of two picked at random, the one with less expected waiting: recent latency, quick to rise and slow to fall,
+    /// times requests under way.
+    PeakEwma,
+    /// The same key to the same instance, by points on a ring (as ketama).
+    RingHash,
+    /// The same key to the same instance, by a table (Eisenbud et al., NSDI 2016): spreads more evenly than a ring and
+    /// moves a few more keys when instances change.
+    Maglev,
+}
+
+impl Balance {
+    /// Whether it picks by [`Picking::hash`].
+    pub fn hashes(self) -> bool {
+        matches!(self, Self::RingHash | Self::Maglev)
+    }
+}
+
+/// What decides the choice of an instance besides [`Balance`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picking {
+    /// What a request is known by, for the two that hash; the first that a request has.
+    pub hash: Vec<HashBy>,
+    /// How long a new or recovered instance takes to get its whole share.
+    pub slow_start: Option<Duration>,
+    /// With a smaller share of healthy instances than this, all are tried.
+    pub panic: f64,
+    /// Where this process runs: instances of the same zone are preferred.
+    pub zone: Option<Arc<str>>,
+    /// Takes out instances that answer badly.
+    pub outlier: Option<Outlier>,
+    /// What the file says of single addresses.
+    pub described: BTreeMap<Address, Described>,
+}
+
+impl Default for Picking {
+    fn default() -> Self {
+        Self {
+            hash: Vec::new(),
+            slow_start: None,
+            panic: 0.5,
+            zone: None,
+            outlier: Some(Outlier::default()),
+            described: BTreeMap::new(),
+        }
+    }
+}
+
+/// What is said of an instance besides its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// Its share of requests, relative to the others.
+    pub weight: u32,
+    /// Where it runs.
+    pub zone: Option<Arc<str>>,
+}
+
+impl Default for Described {
+    fn default() -> Self {
+        Self { weight: 1, zone: None }
+    }
+}
+
+/// What a request is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashBy {
+    /// The first value of a header field.
+    Header(HeaderName),
+    /// A cookie.
+    Cookie(String),
+    /// A query parameter, as written.
+    Query(String),
+    /// The path.
+    Path,
+    /// The caller's address.
+    Address,
+}
+
+/// Takes an instance out for a while because of its own answers (Envoy's outlier detection, with its defaults).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Outlier {
+    /// Failures in a row (5xx, no answer, a gRPC status that means the same); 0 = not counted.
+    pub errors: u32,
+    /// Gateway errors in a row (502, 503, 504, UNAVAILABLE, no answer); 0 = not counted.
+    pub gateway_errors: u32,
+    /// An instance is out when its success rate is below the mean by more than this many standard deviations;
+    /// 0 = not counted.
+    pub stdev: f64,
+    /// Instances with enough requests that it takes to compare success rates.
+    pub min_hosts: u32,
+    /// Requests in an interval that an instance needs to be compared.
+    pub min_requests: u32,
+    /// How often success rates are compared, and past ejections forgiven by one.
+    pub interval: Duration,
+    /// How long an instance is out, times how often it was.
+    pub ejection: Duration,
+    /// And at most this long.
+    pub ejection_max: Duration,
+    /// Share of the instances that may be out at once; one always may, if there is another.
+    pub max_ejected: f64,
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self {
+            errors: 5,
+            gateway_errors: 5,
+            stdev: 1.9,
+            min_hosts: 5,
+            min_requests: 100,
+            interval: Duration::from_secs(10),
+            ejection: Duration::from_secs(30),
+            ejection_max: Duration::from_secs(300),
+            max_ejected: 0.1,
+        }
+    }
 }
 
 /// An active check.

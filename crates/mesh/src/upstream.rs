@@ -13,21 +13,21 @@ use weft_policy::Instance;
 use weft_policy::attempt::Attempt;
 
 use crate::answer::{Reply, Source, Stream, reason};
-use crate::balance::Endpoints;
+use crate::balance::{Choice, Endpoints};
 use crate::body::Body;
 use crate::endpoint::Endpoint;
 use crate::error::Error;
 use crate::http1::Failed;
 use crate::observe::{Attempted, Meter};
 use crate::outbound::{Outbound, Overlay, grpc_timeout};
-use crate::spec::{Balance, Protocol};
+use crate::spec::Protocol;
 use crate::{connect, pool};
 
 /// A service that can be called: one of a running configuration, or one that exists because instances registered.
 #[derive(Debug)]
 pub struct Service {
     pub(crate) name: Name,
-    pub(crate) balance: Balance,
+    pub(crate) choice: Choice,
     pub(crate) policy: Instance,
     pub(crate) endpoints: ArcSwap<Endpoints>,
     pub(crate) meter: Arc<Meter>,
@@ -54,7 +54,7 @@ impl Service {
     pub async fn send(&self, ctx: &Context, out: &Outbound, attempt: Attempt) -> Result<Reply, Error> {
         let endpoint = {
             let endpoints = self.endpoints.load();
-            let picked = endpoints.pick(self.balance, &self.turn, out.tried());
+            let picked = endpoints.pick(&self.choice, &self.turn, out);
             picked.ok_or_else(|| Error::NoInstances { service: self.name.to_shared(), known: true })?.clone()
         };
         out.mark_tried(endpoint.id);

@@ -210,6 +210,7 @@ mod tests {
             protocol: Protocol::Http,
             addresses: Vec::new(),
             balance: weft_mesh::Balance::default(),
+            picking: Default::default(),
             health: None,
             tls: None,
             protos: Vec::new(),

@@ -52,6 +52,8 @@ struct RegistrationJson {
     protocol: Option<Protocol>,
     #[serde(default = "default_ttl", deserialize_with = "duration")]
     ttl: Duration,
+    #[serde(default = "default_weight")]
+    weight: u32,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
     health: Option<HealthJson>,
@@ -85,6 +87,10 @@ struct List {
     items: Vec<ServiceView>,
     next: Option<String>,
     index: u64,
+}
+
+fn default_weight() -> u32 {
+    1
 }
 
 fn default_ttl() -> Duration {
@@ -129,7 +135,7 @@ async fn register(
     let (service, id) = (Name::new(&service)?, Name::new(&id)?);
     let health = r.health.map(HealthJson::check).transpose()?.flatten();
     let ttl = r.ttl;
-    let registration = Registration { address: r.address, protocol: r.protocol, ttl, metadata: r.metadata, health };
+    let registration = Registration { address: r.address, protocol: r.protocol, ttl, weight: r.weight, metadata: r.metadata, health };
     let status = match mesh.register(&service, &id, registration).await.map_err(problem)? {
         Registered::New => StatusCode::CREATED,
         Registered::Changed | Registered::Renewed => StatusCode::OK,

@@ -182,7 +182,7 @@ async fn attempts(
     if let Some(u) = upgrade {
         u.ask(&mut head.headers);
     }
-    let out = Outbound::new(Request::from_parts(head, body));
+    let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
     let replay = out.replay();
     match attempt::run(&route.policy, ctx, replay, |a| core.deps.mesh.send(ctx, service, &out, a)).await {
         Ok(done) => Ok(done.answer),

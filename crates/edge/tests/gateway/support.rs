@@ -171,6 +171,7 @@ pub fn spec_of(service: &str, protocol: Protocol, addresses: &[SocketAddr]) -> S
         protocol,
         addresses: addresses.iter().map(|a| Address::Ip(*a)).collect(),
         balance: Balance::default(),
+        picking: Default::default(),
         health: None,
         tls: None,
         protos: vec![],

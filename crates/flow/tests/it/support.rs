@@ -203,6 +203,7 @@ impl Parties {
             protocol,
             addresses: vec![Address::Ip(at)],
             balance: Balance::default(),
+            picking: Default::default(),
             health: None,
             tls: None,
             protos,

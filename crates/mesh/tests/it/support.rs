@@ -60,6 +60,7 @@ pub fn service(name: &str, protocol: Protocol, addresses: &[&str]) -> ServiceSpe
         protocol,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         balance: Balance::RoundRobin,
+        picking: Default::default(),
         health: None,
         tls: None,
         protos: Vec::new(),
@@ -77,7 +78,7 @@ pub fn with_tls(spec: ServiceSpec, tls: UpstreamTls) -> ServiceSpec {
 
 pub fn registration(address: impl ToString, ttl: Duration) -> Registration {
     let address: Address = address.to_string().parse().unwrap();
-    Registration { address, protocol: None, ttl, metadata: Default::default(), health: None }
+    Registration { address, protocol: None, ttl, weight: 1, metadata: Default::default(), health: None }
 }
 
 /// An address where nothing listens.

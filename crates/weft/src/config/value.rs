@@ -119,6 +119,10 @@ macro_rules! values {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Percent(pub f64);
 
+/// A number with a fraction, not below 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Decimal(pub f64);
+
 /// `100/s`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PerTime(pub u32, pub Duration);
@@ -154,6 +158,11 @@ fn percent(s: &str) -> Result<Percent, String> {
         Ok(n) if n <= 100.0 && n > 0.0 => format!("'{s}' is not a percentage: write '{s}%'"),
         _ => e.to_string(),
     })
+}
+
+fn decimal(s: &str) -> Result<Decimal, String> {
+    let good = |n: &f64| n.is_finite() && *n >= 0.0;
+    s.parse().ok().filter(good).map(Decimal).ok_or_else(|| format!("'{}' is not a number: write it like 1.9", shorten(s)))
 }
 
 fn rate(s: &str) -> Result<PerTime, String> {
@@ -202,6 +211,7 @@ values! {
     Duration, "duration", pattern(DURATION), duration;
     Backoff, "backoff", pattern(&format!("(?:{DURATION})(?: *\\.\\. *(?:{DURATION}))?")), backoff;
     Percent, "percentage", pattern(r"[0-9]+(?:\.[0-9]+)? *%"), percent;
+    Decimal, "number with a fraction", json!({"anyOf": [{"type": "number", "minimum": 0}, pattern(r"[0-9]+(?:\.[0-9]+)?")]}), decimal;
     PerTime, "rate", pattern(r"[0-9]+ */ *[smhd]"), rate;
     Name, "name", pattern("[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), Name::new;
     SocketAddr, "listen address", pattern(r".+:[0-9]+"), socket;

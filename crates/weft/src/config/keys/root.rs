@@ -39,6 +39,8 @@ section! {
         "broker" broker: def(BrokerKind, "embedded"),
         /// The program's own log.
         "logs" logs: opt(Logs),
+        /// Where this process runs: instances of the same zone are preferred, as long as half of them are well.
+        "zone" zone: opt(String),
         /// Threads that carry requests; without it one per core.
         "threads" threads: opt(NonZeroU32),
     }

@@ -1,6 +1,9 @@
 //! `services:`
 
-use weft_mesh::spec::{Balance, HealthCheck, HealthKind, Protocol, ServiceSpec, UpstreamTls};
+use std::collections::BTreeMap;
+
+use weft_core::limits;
+use weft_mesh::spec::{Balance, Described, HealthCheck, HealthKind, Outlier, Picking, Protocol, ServiceSpec, UpstreamTls};
 
 use super::Lower;
 use crate::config::keys::service::{self as keys, Service};
@@ -19,16 +22,13 @@ impl Lower<'_, '_, '_> {
             self.check_inline(s.policy.as_ref());
             let (policy, values) = layer::resolve(&layers, Use::Service, self.cx.sources);
             let protocol = self.protocol(s);
-            let addresses =
-                [&s.http, &s.h2, &s.grpc].into_iter().flatten().flat_map(|a| &a.value.0).map(|a| a.value.clone());
+            let instances = [&s.http, &s.h2, &s.grpc].into_iter().flatten().flat_map(|a| &a.value.0);
             let spec = ServiceSpec {
                 name: entry.name.clone(),
                 protocol,
-                addresses: addresses.collect(),
-                balance: match s.balance.value {
-                    keys::Balance::LeastRequest => Balance::LeastRequest,
-                    keys::Balance::RoundRobin => Balance::RoundRobin,
-                },
+                addresses: instances.map(|i| i.value.address.value.clone()).collect(),
+                balance: algorithm(s.balance.value.by.value),
+                picking: self.picking(s),
                 health: self.health(s),
                 tls: self.tls(s),
                 protos: self.protos(s),
@@ -62,6 +62,58 @@ impl Lower<'_, '_, '_> {
             }
         }
         protocol
+    }
+
+    /// What decides the choice of an instance besides the algorithm.
+    fn picking(&mut self, s: &Service) -> Picking {
+        let b = &s.balance.value;
+        let algorithm = algorithm(b.by.value);
+        match &b.hash {
+            None if algorithm.hashes() => {
+                let message = "what is a request known by? ring_hash and maglev need 'hash'";
+                let help = "write 'balance: { by: maglev, hash: header x-user }'";
+                self.say(Mistake::new(b.by.span.or(s.balance.span), message).help(help));
+            }
+            Some(hash) if !algorithm.hashes() => {
+                let help = "leave it out, or write 'by: ring_hash' or 'by: maglev'";
+                self.say(Mistake::new(hash.span, "'hash' has no meaning without ring_hash or maglev").help(help));
+            }
+            _ => {}
+        }
+        let mut described = BTreeMap::new();
+        for At { value: i, .. } in [&s.http, &s.h2, &s.grpc].into_iter().flatten().flat_map(|a| &a.value.0) {
+            let weight = i.weight.value.get();
+            if weight > limits::WEIGHT {
+                let help = format!("make it at most {}", limits::WEIGHT);
+                self.say(Mistake::new(i.weight.span, format!("a weight of {weight} is too much")).help(help));
+            }
+            let zone = i.zone.as_ref().map(|z| z.value.as_str().into());
+            if weight != 1 || zone.is_some() {
+                described.insert(i.address.value.clone(), Described { weight, zone });
+            }
+        }
+        Picking {
+            hash: b.hash.iter().flat_map(|h| &h.value.0).map(|h| h.value.0.clone()).collect(),
+            slow_start: b.slow_start.as_ref().map(|d| d.value),
+            panic: b.panic.value.0,
+            zone: self.root.zone.as_ref().map(|z| z.value.as_str().into()),
+            outlier: match s.outlier.as_ref().map(|o| &o.value) {
+                None => Some(Outlier::default()),
+                Some(Switch::Off) => None,
+                Some(Switch::On(o)) => Some(Outlier {
+                    errors: o.errors.value,
+                    gateway_errors: o.gateway_errors.value,
+                    stdev: o.stdev.value.0,
+                    min_hosts: o.min_hosts.value.get(),
+                    min_requests: o.min_requests.value.get(),
+                    interval: o.interval.value,
+                    ejection: o.ejection.value.min,
+                    ejection_max: o.ejection.value.max,
+                    max_ejected: o.max_ejected.value.0,
+                }),
+            },
+            described,
+        }
     }
 
     fn health(&mut self, s: &Service) -> Option<HealthCheck> {
@@ -130,6 +182,16 @@ impl Lower<'_, '_, '_> {
             self.say(Mistake::new(at, format!("there is no file {}", path.display())).help(help));
         }
         there
+    }
+}
+
+fn algorithm(a: keys::Algorithm) -> Balance {
+    match a {
+        keys::Algorithm::LeastRequest => Balance::LeastRequest,
+        keys::Algorithm::RoundRobin => Balance::RoundRobin,
+        keys::Algorithm::PeakEwma => Balance::PeakEwma,
+        keys::Algorithm::RingHash => Balance::RingHash,
+        keys::Algorithm::Maglev => Balance::Maglev,
     }
 }
 

@@ -25,6 +25,37 @@ fn many_mistakes_are_counted_and_the_first_are_drawn() {
 }
 
 #[test]
+fn mistakes_in_the_choice_of_instances_are_named_with_their_place() {
+    says(
+        "services: { a: { balance: maglev } }",
+        &[
+            "1:27 what is a request known by? ring_hash and maglev need 'hash' | write 'balance: { by: maglev, hash: header x-user }'",
+        ],
+    );
+    says(
+        "services: { a: { balance: { hash: path } } }",
+        &[
+            "1:35 'hash' has no meaning without ring_hash or maglev | leave it out, or write 'by: ring_hash' or 'by: maglev'",
+        ],
+    );
+    says(
+        "services: { a: { balance: { by: ring_hash, hash: [header, cookie a=b] } } }",
+        &[
+            "1:51 'header' is not what a request is known by | write 'header NAME', 'cookie NAME', 'query NAME', 'path' or 'address'",
+            "1:59 'cookie a=b' is not what a request is known by | write 'header NAME', 'cookie NAME', 'query NAME', 'path' or 'address'",
+        ],
+    );
+    says(
+        "services: { a: { http: [{ address: '127.0.0.1:1', weight: 20000 }] } }",
+        &["1:59 a weight of 20000 is too much | make it at most 10000"],
+    );
+    says(
+        "services: { a: { outlier: { stdev: -1 } } }",
+        &["1:36 '-1' is not a number | write it like 1.9"],
+    );
+}
+
+#[test]
 fn mistakes_in_services_are_named_with_their_place() {
     says(
         r#"services: { a: { http: "127.0.0.1" } }"#,
@@ -77,7 +108,7 @@ policies: { patient: { deadline: 1s } }"##,
     );
     says(
         "services: { a: { balance: round-robin } }",
-        &["1:27 'round-robin' is not one of least_request, round_robin | did you mean 'round_robin'?"],
+        &["1:27 'round-robin' is not one of least_request, round_robin, peak_ewma, ring_hash, maglev | did you mean 'round_robin'?"],
     );
     says(
         "services: { a: { health: { interval: 0.5 } } }",
