@@ -67,6 +67,8 @@ struct Group {
     list: Box<[Arc<Endpoint>]>,
     /// Weights added up; empty when all weigh the same.
     sums: Box<[u64]>,
+    /// What they weigh in the mean.
+    mean: f64,
 }
 
 impl Endpoints {
@@ -138,7 +140,9 @@ impl Group {
             sum
         };
         let sums = if uneven { list.iter().map(add).collect() } else { Box::default() };
-        Self { list, sums }
+        let total: u64 = list.iter().map(|e| u64::from(e.weight())).sum();
+        let mean = total as f64 / list.len().max(1) as f64;
+        Self { list, sums, mean }
     }
 
     /// The endpoint at a point that stands for a share of all weight (0 to 2^64).
@@ -196,8 +200,13 @@ impl Group {
                 match (usable(a), usable(b)) {
                     (true, true) => {
                         let less = match choice.balance {
-                            Balance::PeakEwma => b.expected_wait() < a.expected_wait(),
-                            _ => b.busyness() * u64::from(a.weight()) < a.busyness() * u64::from(b.weight()),
+                            // Hardly different is the same: else a hair would decide all.
+                            Balance::PeakEwma => b.expected_wait(self.mean) * 1.01 < a.expected_wait(self.mean),
+                            // Sampled by weight, so at rest the first one has it.
+                            _ => {
+                                let (a_load, b_load) = (u64::from(a.load()), u64::from(b.load()));
+                                b_load * u64::from(a.weight()) < a_load * u64::from(b.weight())
+                            }
                         };
                         Some(if less { b } else { a })
                     }

@@ -17,6 +17,7 @@ use weft_telemetry::Telemetry;
 use crate::balance::{Choice, Endpoints};
 use crate::endpoint::{Endpoint, Target, Wanted};
 use crate::observe::Meter;
+use crate::outlier::Outliers;
 use crate::registry::Leases;
 use crate::spec::{Address, Balance, Described, HealthCheck, Protocol, ServiceSpec};
 use crate::tls::ClientTls;
@@ -37,6 +38,8 @@ pub(crate) struct Live {
     pub index: u64,
     /// One task per checked endpoint.
     checks: HashMap<u64, Task>,
+    /// Who takes out instances by their answers.
+    outliers: Option<(Arc<Outliers>, Task)>,
 }
 
 /// A host name and what it stands for.
@@ -71,6 +74,8 @@ struct Source<'a> {
 pub(crate) trait Watchers {
     /// Checks an endpoint for ever.
     fn check(&self, endpoint: &Arc<Endpoint>, check: &HealthCheck, meter: &Arc<Meter>) -> Task;
+    /// Does for ever what is due for a service whose instances are taken out by their answers.
+    fn watch_outliers(&self, outliers: &Arc<Outliers>) -> Task;
     /// Resolves a name for ever.
     fn resolve(&self, host: &str) -> Task;
 }
@@ -178,9 +183,9 @@ impl Catalog {
         let policy = declared.map_or_else(Policy::builtin, |d| d.spec.policy.clone());
 
         let old = self.live.remove(name);
-        let (old_service, mut checks) = match old {
-            Some(live) => (Some(live.service), live.checks),
-            None => (None, HashMap::new()),
+        let (old_service, mut checks, outliers) = match old {
+            Some(live) => (Some(live.service), live.checks, live.outliers),
+            None => (None, HashMap::new(), None),
         };
         let had = old_service.as_ref().map(|s| s.endpoints.load_full()).unwrap_or_default();
         let id = |w: &Wanted| (w.instance.clone(), w.target.clone());
@@ -209,6 +214,18 @@ impl Catalog {
             gone.remove();
             checks.remove(&gone.id);
         }
+        let outliers = choice.picking.outlier.map(|spec| match outliers {
+            Some((o, task)) if o.spec == spec => (o, task),
+            _ => {
+                let fresh = Arc::new(Outliers::new(name, spec, &self.telemetry));
+                let task = watchers.watch_outliers(&fresh);
+                (fresh, task)
+            }
+        });
+        if let Some((o, _)) = &outliers {
+            o.hosts(&all);
+        }
+        meter.outliers.store(outliers.as_ref().map(|(o, _)| o.clone()));
         let endpoints = Arc::new(Endpoints::new(all.into(), resolving, &choice));
         let service = match old_service {
             Some(s) if s.choice == choice && *s.policy.policy() == policy => {
@@ -232,7 +249,7 @@ impl Catalog {
                 })
             }
         };
-        self.live.insert(name.clone(), Live { service, index: self.index, checks });
+        self.live.insert(name.clone(), Live { service, index: self.index, checks, outliers });
     }
 
     fn sources(&self, name: &str) -> Vec<Source<'_>> {

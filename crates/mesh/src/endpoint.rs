@@ -12,6 +12,7 @@ use http::uri::Authority;
 use tokio::time::Instant;
 use weft_core::{Name, limits};
 
+use crate::outlier;
 use crate::spec::{HealthCheck, Protocol};
 use crate::tls::ClientTls;
 
@@ -65,12 +66,23 @@ pub struct Endpoint {
     failures: AtomicU32,
     /// Milliseconds since [`EPOCH`] until which it is passed over.
     ejected_until: AtomicU64,
+    /// The same, for its answers.
+    outlier_until: AtomicU64,
+    /// How it answered lately.
+    pub(crate) record: Padded<outlier::Record>,
 }
 
 /// Keeps what one core writes often off the cache lines others read.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub(crate) struct Padded<T>(pub(crate) T);
+
+impl<T> std::ops::Deref for Padded<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 
 /// In this time an old latency loses about two thirds of its say.
 const LATENCY_DECAY_MS: f64 = 10_000.0;
@@ -106,6 +118,8 @@ impl Endpoint {
             removed: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
+            outlier_until: AtomicU64::new(0),
+            record: Padded::default(),
         }
     }
 
@@ -158,11 +172,6 @@ impl Endpoint {
         (age as f64 / (window.as_millis() as f64).max(1.0)).clamp(0.1, 1.0)
     }
 
-    /// Requests under way, with the one that asks.
-    pub(crate) fn busyness(&self) -> u64 {
-        u64::from(self.load()) + 1
-    }
-
     /// Whether how long it takes is worth knowing.
     #[inline]
     pub(crate) fn is_timed(&self) -> bool {
@@ -186,13 +195,13 @@ impl Endpoint {
     }
 
     /// How long a request would wait here, in units that compare: expected latency, which fades while nothing is heard,
-    /// times requests under way, over the weight.
-    pub(crate) fn expected_wait(&self) -> f64 {
+    /// times requests under way for its weight; `mean` is what instances weigh in the mean.
+    pub(crate) fn expected_wait(&self, mean: f64) -> f64 {
         let seen = self.latency.load(Ordering::Relaxed);
         let age = (millis(Instant::now()) as u32).wrapping_sub(seen as u32);
         let cost = f64::from(f32::from_bits((seen >> 32) as u32)) * (-f64::from(age) / LATENCY_DECAY_MS).exp();
         // Of one that has not answered yet nothing is known but that it is busy.
-        (cost + 1.0) * self.busyness() as f64 / f64::from(self.weight())
+        (cost + 1.0) * (1.0 + f64::from(self.load()) * mean / f64::from(self.weight()))
     }
 
     /// Whether it was taken out of its service: its connections finish and are not kept.
@@ -222,9 +231,32 @@ impl Endpoint {
     /// Whether it is passed over now.
     #[inline]
     pub fn is_ejected(&self) -> bool {
-        let until = self.ejected_until.load(Ordering::Relaxed);
-        until != 0 && until > millis(Instant::now())
+        self.is_unreachable() || self.is_outlier()
     }
+
+    /// Whether it could not be connected to a moment ago.
+    #[inline]
+    pub fn is_unreachable(&self) -> bool {
+        is_ahead(&self.ejected_until)
+    }
+
+    /// Whether it is passed over for its answers.
+    #[inline]
+    pub fn is_outlier(&self) -> bool {
+        is_ahead(&self.outlier_until)
+    }
+
+    /// Passes it over for so long because of its answers; then it begins anew.
+    pub(crate) fn eject_outlier(&self, wait: Duration) {
+        let until = millis(Instant::now() + wait);
+        self.outlier_until.store(until, Ordering::Relaxed);
+        self.since.store(until, Ordering::Relaxed);
+    }
+}
+
+fn is_ahead(until: &AtomicU64) -> bool {
+    let until = until.load(Ordering::Relaxed);
+    until != 0 && until > millis(Instant::now())
 }
 
 /// A request under way.

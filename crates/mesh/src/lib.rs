@@ -26,6 +26,7 @@ mod http1;
 mod mesh;
 mod observe;
 mod outbound;
+mod outlier;
 mod pool;
 mod registry;
 mod ring;

@@ -27,6 +27,7 @@ use crate::error::Error;
 use crate::health;
 use crate::observe::Meter;
 use crate::outbound::Outbound;
+use crate::outlier::Outliers;
 use crate::registry::{Registered, Registration};
 use crate::spec::{Address, HealthCheck, Protocol, ServiceSpec};
 use crate::tls::ClientTls;
@@ -87,8 +88,10 @@ pub struct InstanceView {
     pub protocol: Protocol,
     /// `file` or `registered`.
     pub origin: &'static str,
-    /// `healthy`, `unhealthy` (its checks fail) or `unreachable` (no connection a moment ago).
+    /// `healthy`, `unhealthy` (its checks fail), `unreachable` (no connection a moment ago) or `ejected` (for its answers).
     pub health: &'static str,
+    /// Its share of requests, relative to the others.
+    pub weight: u32,
     /// Requests under way.
     pub load: u32,
     /// How long its registration holds without a heartbeat.
@@ -358,11 +361,13 @@ fn view(catalog: &Catalog, name: &str) -> Option<ServiceView> {
             address: e.address().clone(),
             protocol: e.wanted.protocol,
             origin: if lease.is_some() { "registered" } else { "file" },
-            health: match (e.is_healthy(), e.is_ejected()) {
-                (false, _) => "unhealthy",
-                (true, true) => "unreachable",
-                (true, false) => "healthy",
+            health: match e {
+                e if !e.is_healthy() => "unhealthy",
+                e if e.is_unreachable() => "unreachable",
+                e if e.is_outlier() => "ejected",
+                _ => "healthy",
             },
+            weight: e.weight(),
             load: e.load(),
             expires_in: lease.map(|l| l.expires.saturating_duration_since(now)),
             metadata: lease.map(|l| l.registration.metadata.clone()).unwrap_or_default(),
@@ -384,8 +389,10 @@ fn samples(mesh: Weak<Inner>) -> impl Fn(&mut Samples) + Send + Sync + 'static {
         let services = mesh.upgrade().map(|inner| inner.services.load_full());
         for service in services.iter().flat_map(|all| all.values()) {
             let endpoints = service.endpoints.load();
-            let healthy = endpoints.all.iter().filter(|e| e.is_healthy()).count();
-            for (state, n) in [("healthy", healthy), ("unhealthy", endpoints.all.len() - healthy)] {
+            let unhealthy = endpoints.all.iter().filter(|e| !e.is_healthy()).count();
+            let ejected = endpoints.all.iter().filter(|e| e.is_healthy() && e.is_outlier()).count();
+            let healthy = endpoints.all.len() - unhealthy - ejected;
+            for (state, n) in [("healthy", healthy), ("unhealthy", unhealthy), ("ejected", ejected)] {
                 out.gauge(&names::INSTANCES, &[("service", &service.name), ("state", state)], n as f64);
             }
         }
@@ -426,6 +433,10 @@ impl Watchers for Mesh {
             }
         };
         Task(self.0.runtime.spawn(health::run(endpoint.clone(), check.clone(), meter.clone(), changed)))
+    }
+
+    fn watch_outliers(&self, outliers: &Arc<Outliers>) -> Task {
+        Task(self.0.runtime.spawn(outliers.clone().run()))
     }
 
     fn resolve(&self, host: &str) -> Task {

@@ -2,15 +2,19 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use http::Method;
 use tokio::time::Instant;
 use weft_core::{Class, Clock as _, Name, SystemClock, Timestamp, Trace};
-use weft_policy::outcome::{Judged, Outcome};
+use weft_policy::attempt::Attempt;
+use weft_policy::outcome::{self, Judged, Outcome, Transport};
 use weft_telemetry::metrics::{Counter, Gauge, Histogram, Raised};
 use weft_telemetry::{SpanKind, SpanRecord, SpanStatus, Telemetry, Text, Value, names};
 
 use crate::endpoint::{Endpoint, Load};
 use crate::error::Error;
+use crate::outlier::Outliers;
+use crate::spec::Protocol;
 
 /// A service's counters.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub(crate) struct Meter {
     connects: [Counter; 2],
     reused: Counter,
     in_flight: Gauge,
+    /// Takes out instances by their answers.
+    pub(crate) outliers: ArcSwapOption<Outliers>,
 }
 
 const OUTCOMES: [&str; 5] = ["success", "retryable", "overloaded", "rejected", "fault"];
@@ -51,6 +57,7 @@ impl Meter {
             connects,
             reused: m.counter(&names::UPSTREAM_REUSED, &own),
             in_flight: m.gauge(&names::UPSTREAM_IN_FLIGHT, &own),
+            outliers: ArcSwapOption::empty(),
         }
     }
 
@@ -70,7 +77,7 @@ pub(crate) struct Attempted {
     load: Load,
     _in_flight: Raised,
     trace: Trace,
-    number: u32,
+    attempt: Attempt,
     method: Method,
     began: Instant,
     status: Option<u16>,
@@ -83,7 +90,7 @@ impl Attempted {
         meter: &Arc<Meter>,
         endpoint: &Arc<Endpoint>,
         trace: Trace,
-        number: u32,
+        attempt: Attempt,
         method: &Method,
     ) -> Self {
         Self {
@@ -91,7 +98,7 @@ impl Attempted {
             load: endpoint.enter(),
             _in_flight: meter.in_flight.raise(),
             trace,
-            number,
+            attempt,
             method: method.clone(),
             began: Instant::now(),
             status: None,
@@ -114,6 +121,21 @@ impl Attempted {
         }
         self.status = Some(status);
         self.outcome = Some(outcome);
+        // A gRPC call says how it went at its end.
+        if !(self.is_grpc() && outcome.is_success()) {
+            self.judge(&outcome, false);
+        }
+    }
+
+    fn is_grpc(&self) -> bool {
+        self.endpoint().wanted.protocol == Protocol::Grpc
+    }
+
+    /// Tells how the instance did, if anybody takes out those that do badly.
+    fn judge(&self, outcome: &Outcome, unanswered: bool) {
+        if let Some(outliers) = &*self.meter.outliers.load() {
+            outliers.answered(self.endpoint(), outcome, unanswered);
+        }
     }
 
     /// There is no answer.
@@ -121,6 +143,7 @@ impl Attempted {
         let outcome = e.outcome();
         self.meter.requests[outcome_index(&outcome)].inc();
         self.outcome = Some(outcome);
+        self.judge(&outcome, true);
         self.record(Some((e.code(), e.to_string())));
     }
 
@@ -131,6 +154,9 @@ impl Attempted {
 
     /// The body was read to its end; trailers may have told the gRPC status.
     pub(crate) fn ended(mut self, trailers: Option<Outcome>) {
+        if self.is_grpc() && self.outcome.is_some_and(|o| o.is_success()) {
+            self.judge(&trailers.unwrap_or(Outcome::SUCCESS), false);
+        }
         self.outcome = trailers.or(self.outcome);
         self.record(None);
     }
@@ -156,7 +182,7 @@ impl Attempted {
             attributes: Vec::with_capacity(6),
         };
         span.set("server.address", Value::Text(Text::Shared(self.endpoint().address.clone())));
-        span.set("weft.attempt", self.number);
+        span.set("weft.attempt", self.attempt.number);
         span.set("weft.outcome", outcome);
         if let Some(status) = self.status {
             span.set("http.response.status_code", status);
@@ -177,6 +203,9 @@ impl Drop for Attempted {
         if self.outcome.is_none() {
             // The attempt timed out, or its caller went away.
             self.meter.requests[4].inc();
+            if self.attempt.deadline.passed() {
+                self.judge(&outcome::classify_transport(Transport::Timeout), true);
+            }
             self.record(Some(("abandoned", "no answer when it was given up".into())));
         } else {
             self.record(None);

@@ -59,7 +59,7 @@ impl Service {
         };
         out.mark_tried(endpoint.id);
         let trace = ctx.trace.child();
-        let attempted = Attempted::begin(&self.meter, &endpoint, trace, attempt.number, &out.head.method);
+        let attempted = Attempted::begin(&self.meter, &endpoint, trace, attempt, &out.head.method);
         let protocol = endpoint.wanted.protocol;
         let overlay = Overlay {
             traceparent: Some(trace.traceparent()),

@@ -101,3 +101,61 @@ async fn a_closed_port_fails_a_tcp_check() {
     eventually("the closed one is unhealthy", || health(&w.mesh, "a", &closed) == "unhealthy").await;
     assert_eq!(health(&w.mesh, "a", &server.at()), "healthy");
 }
+
+#[tokio::test]
+async fn an_instance_that_answers_badly_is_ejected_and_shown_as_such() {
+    let sick = serve(Speaks::H1, async |_| status(500)).await;
+    let steady = serve(Speaks::H1, async |_| answer("steady")).await;
+    let w = world();
+    w.mesh.apply(&[service("a", Protocol::Http, &[&sick.at(), &steady.at()])]).unwrap();
+    for _ in 0..40 {
+        text(&w.mesh, "a").await.unwrap();
+    }
+    assert_eq!((sick.requests(), health(&w.mesh, "a", &sick.at())), (5, "ejected"));
+    assert_eq!(health(&w.mesh, "a", &steady.at()), "healthy");
+    let metrics = w.telemetry.metrics().render_prometheus();
+    for line in [
+        r#"weft_instances{service="a",state="ejected"} 1"#,
+        r#"weft_ejections_total{service="a",reason="errors"} 1"#,
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_hangs_is_ejected_by_the_deadlines_it_misses() {
+    let hung = serve(Speaks::H1, async |_| std::future::pending().await).await;
+    let steady = serve(Speaks::H1, async |_| answer("steady")).await;
+    let w = world();
+    w.mesh.apply(&[service("a", Protocol::Http, &[&hung.at(), &steady.at()])]).unwrap();
+    let short = Duration::from_millis(20);
+    for _ in 0..40 {
+        let attempt = weft_policy::attempt::Attempt { number: 1, deadline: weft_core::Deadline::after(short) };
+        let (ctx, out) = (weft_core::Context::root(), get("/"));
+        let _ = tokio::time::timeout(short + Duration::from_millis(1), w.mesh.send(&ctx, "a", &out, attempt)).await;
+    }
+    assert_eq!((hung.requests(), health(&w.mesh, "a", &hung.at())), (5, "ejected"));
+}
+
+#[tokio::test]
+async fn requests_under_way_finish_after_their_instance_deregistered() {
+    let go = Arc::new(tokio::sync::Notify::new());
+    let wait = go.clone();
+    let slow = serve(Speaks::H1, move |_| {
+        let wait = wait.clone();
+        async move {
+            wait.notified().await;
+            answer("late")
+        }
+    })
+    .await;
+    let w = world();
+    w.mesh.register(&name("a"), &name("one"), registration(slow.address, Duration::from_secs(60))).await.unwrap();
+    let mesh = w.mesh.clone();
+    let under_way = tokio::spawn(async move { text(&mesh, "a").await });
+    eventually("it is under way", || slow.requests() == 1).await;
+    w.mesh.deregister(&name("a"), &name("one")).await.unwrap();
+    assert!(text(&w.mesh, "a").await.is_err(), "no new ones");
+    go.notify_one();
+    assert_eq!(under_way.await.unwrap().unwrap(), "late");
+}

@@ -26,7 +26,7 @@ pub(super) async fn run(args: ServicesArgs) -> Answer {
     }
     let one = [answer.clone()];
     let services = if args.name.is_some() { &one } else { items(&answer, "items") };
-    let mut table = Table::new(["service", "protocol", "instance", "address", "health", "load", "breaker"]);
+    let mut table = Table::new(["service", "protocol", "instance", "address", "health", "weight", "load", "breaker"]);
     for service in services {
         rows(&mut table, service);
     }
@@ -38,7 +38,7 @@ fn rows(table: &mut Table, service: &Value) {
     let instances = items(service, "instances");
     if instances.is_empty() {
         let none = String::new;
-        table.row([name, cell(service, "protocol"), "none registered".into(), none(), none(), none(), none()]);
+        table.row([name, cell(service, "protocol"), "none registered".into(), none(), none(), none(), none(), none()]);
         return;
     }
     for i in instances {
@@ -50,6 +50,7 @@ fn rows(table: &mut Table, service: &Value) {
             cell(i, "id"),
             cell(i, "address"),
             cell(i, "health"),
+            cell(i, "weight"),
             cell(i, "load"),
             breaker,
         ]);

@@ -66,7 +66,7 @@ fn the_command_line_is_well_formed() {
 #[tokio::test]
 async fn services_are_a_table_of_instances() {
     let order = json!({"name": "order", "origin": "file", "protocol": "http", "breaker": "closed", "index": 3, "instances": [
-        {"id": "a", "address": "127.0.0.1:7001", "protocol": "http", "origin": "registered", "health": "healthy", "load": 2}]});
+        {"id": "a", "address": "127.0.0.1:7001", "protocol": "http", "origin": "registered", "health": "healthy", "weight": 3, "load": 2}]});
     let stock =
         json!({"name": "stock", "origin": "file", "protocol": "grpc", "breaker": null, "index": 1, "instances": []});
     let (api, _) = api(vec![
@@ -78,8 +78,8 @@ async fn services_are_a_table_of_instances() {
     assert_eq!(
         text,
         "\
-SERVICE  PROTOCOL  INSTANCE         ADDRESS         HEALTH   LOAD  BREAKER
-order    http      a                127.0.0.1:7001  healthy  2     closed
+SERVICE  PROTOCOL  INSTANCE         ADDRESS         HEALTH   WEIGHT  LOAD  BREAKER
+order    http      a                127.0.0.1:7001  healthy  3       2     closed
 stock    grpc      none registered
 "
     );
