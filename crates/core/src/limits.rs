@@ -127,6 +127,8 @@ pub const METADATA_BYTES: usize = 16 << 10;
 pub const BREAKER_WINDOW: u32 = 100_000;
 /// A half-open breaker's trial call that has not answered in this time counts as failed.
 pub const BREAKER_TRIAL: Duration = Duration::from_secs(60);
+/// Attempts that may go out beside the first one of a round, when a policy hedges.
+pub const HEDGES: u32 = 8;
 /// Longest `Retry-After` that is waited for; when more is asked, the answer is passed on.
 pub const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Keys that one rate limit counts apart.

@@ -74,12 +74,21 @@ pub(crate) fn judge(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Outc
     if outcome.is_success() {
         return outcome;
     }
+    if grpc && let Some(pushback) = pushback(headers) {
+        return outcome.with_retry_after(Some(pushback));
+    }
     let asked = headers.get(header::RETRY_AFTER).and_then(|v| v.to_str().ok());
     outcome.with_retry_after(asked.and_then(outcome::parse_retry_after))
 }
 
 pub(crate) fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// When, or whether, a gRPC server wants to be called again (gRFC A6).
+pub(crate) fn pushback(headers: &HeaderMap) -> Option<std::time::Duration> {
+    let said = headers.get("grpc-retry-pushback-ms")?;
+    Some(outcome::parse_retry_pushback(said.to_str().unwrap_or_default()))
 }
 
 /// An answer's body, as it arrives.

@@ -10,7 +10,7 @@ use weft_policy::Instance;
 use weft_policy::attempt::{self, Attempt, Cause, Failure, Stop};
 use weft_policy::outcome::{self, Judged, Outcome};
 
-use crate::answer::{Reply, grpc_status, judge};
+use crate::answer::{Reply, grpc_status, judge, pushback};
 use crate::error::Error;
 use crate::mesh::Mesh;
 use crate::outbound::{IDEMPOTENCY_KEY, Outbound};
@@ -119,7 +119,7 @@ async fn collect(reply: Reply) -> Result<Answer, Error> {
         }
     }
     let outcome = match trailers.as_ref().and_then(grpc_status) {
-        Some(code) => outcome::classify_grpc(code),
+        Some(code) => outcome::classify_grpc(code).with_retry_after(trailers.as_ref().and_then(pushback)),
         None => judge(head.status, &head.headers, is_grpc(&head.headers)),
     };
     let body = if rest.is_empty() { first } else { rest.into() };

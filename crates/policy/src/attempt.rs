@@ -7,21 +7,27 @@
 //!   ([`Replay`]).
 //! - Between attempts it waits: exponential backoff with full jitter, or longer when the other side asks to
 //!   (`Retry-After`). When the wait would pass the deadline it does not wait at all.
+//! - A policy may hedge: an attempt that takes long gets another beside it, the first good answer counts and the others
+//!   are dropped. Only where a repetition is safe at any time ([`Replay::Safe`]).
 //! - Every retry is taken from the budget, and passes the breaker like any other call.
 //! - An open breaker fails the work at once: it is not waited for.
 //! - Our own timeout counts as a breaker failure. A caller's nearer deadline that cuts an attempt short counts only if
 //!   the attempt had at least half the time that the policy grants; otherwise nothing was learned about the service.
 
+mod hedge;
+
 use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 use weft_core::{Class, Classify, Context, Deadline, Origin, limits};
 
+use crate::breaker::Permit;
 use crate::error::Refused;
 use crate::instance::Instance;
 use crate::outcome::{self, Judged, Outcome, Transport};
-use crate::spec::Retry;
+use crate::spec::{Policy, Retry};
 
 /// Whether sending again is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,19 +195,32 @@ where
             }
         };
         attempts += 1;
-        let own = policy.attempt_timeout.and_then(|t| now.checked_add(t));
-        let give_up = own.map_or(deadline, |at| deadline.min(Deadline::at(at)));
-        let sent = send(Attempt { number: attempts, deadline: give_up });
-        let ended = match give_up.instant() {
-            Some(at) => tokio::time::timeout_at(at, sent).await,
-            None => Ok(sent.await),
+        let until = give_up(policy, now, deadline);
+        let sent = send(Attempt { number: attempts, deadline: until });
+        let ended = match (policy.hedge, replay) {
+            (Some(hedge), Replay::Safe) => {
+                let race =
+                    hedge::Race { instance, hedge, deadline, attempts: &mut attempts, doubt: &mut doubt };
+                // Boxed, so that work without hedges does not carry the room for them.
+                Box::pin(race.run(sent, permit, now, &mut send)).await
+            }
+            _ => {
+                let result = match until.instant() {
+                    Some(at) => tokio::time::timeout_at(at, sent).await,
+                    None => Ok(sent.await),
+                };
+                Ended { result, permit, began: now, give_up: until }
+            }
         };
+        let Ended { result: ended, permit, began, give_up } = ended;
         let then = Instant::now();
-        let took = then - now;
+        let took = then - began;
+        instance.timed(took);
         let (result, judged) = match ended {
             Ok(Ok(answer)) => {
                 let outcome = answer.outcome();
                 if outcome.is_success() {
+                    instance.bulkhead().learn(instance.nanos(then), took, false);
                     if let Some(p) = permit {
                         p.judge(instance.nanos(then), false, took);
                     }
@@ -229,6 +248,8 @@ where
             Ok(done) => done.outcome,
             Err(failure) => failure.outcome(),
         };
+        let overloaded = outcome.failure == Some(Class::Overloaded) || judged.is_none_or(|_| is_timeout(&result));
+        instance.bulkhead().learn(instance.nanos(then), took, overloaded);
         doubt |= outcome.in_doubt();
         match next(instance, policy.retry.as_ref(), replay, attempts, outcome, deadline, then) {
             Err(stop) => {
@@ -245,6 +266,24 @@ where
             }
         }
     }
+}
+
+/// How an attempt ended, and what it held.
+struct Ended<'i, T, E> {
+    result: Result<Result<T, E>, Elapsed>,
+    permit: Option<Permit<'i>>,
+    began: Instant,
+    give_up: Deadline,
+}
+
+/// When an attempt that begins now is given up.
+fn give_up(policy: &Policy, now: Instant, deadline: Deadline) -> Deadline {
+    let own = policy.attempt_timeout.and_then(|t| now.checked_add(t));
+    own.map_or(deadline, |at| deadline.min(Deadline::at(at)))
+}
+
+fn is_timeout<T, E>(result: &Result<Done<T>, Failure<E>>) -> bool {
+    matches!(result, Err(Failure { cause: Cause::Timeout(_) | Cause::Deadline, .. }))
 }
 
 /// How long to wait before the next attempt, or why there is none.

@@ -4,7 +4,7 @@
 //! many threads: while it is closed, admission is one atomic load; judging takes a lock for some nanoseconds.
 //!
 //! Rules:
-//! - Closed: opens when at least `min_calls` of the last `window` calls are judged and the share of failures reaches
+//! - Closed: opens when at least `min_calls` of the last `window` calls, or of the calls of the last `window_time`, are judged and the share of failures reaches
 //!   `failure_rate`, or the share of slow calls reaches `slow_rate`.
 //! - Open: refuses until `open_for` has passed.
 //! - Half-open: lets `half_open_calls` trials through and refuses the rest; when all are judged it closes with an
@@ -88,6 +88,27 @@ pub enum State {
 const FAILED: u8 = 1;
 const SLOW: u8 = 2;
 
+/// What is remembered of the calls that count.
+#[derive(Clone, Debug)]
+enum Window {
+    /// The last calls' marks; a ring once it is full.
+    Calls { ring: Box<[u8]>, next: usize },
+    /// What happened in each tenth of the time.
+    Time { width: u64, slots: [Slot; SLOTS] },
+}
+
+/// A tenth of the time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    /// Which, counted from instant 0.
+    number: u64,
+    calls: u32,
+    failed: u32,
+    slow: u32,
+}
+
+const SLOTS: usize = 10;
+
 /// The pure state machine.
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -95,9 +116,7 @@ pub struct Machine {
     state: State,
     /// Counts state changes, so that a verdict finds the state that admitted its call.
     generation: u64,
-    /// The last calls' marks; a ring once it is full.
-    ring: Box<[u8]>,
-    next: usize,
+    window: Window,
     filled: u32,
     failed: u32,
     slow: u32,
@@ -106,13 +125,21 @@ pub struct Machine {
 impl Machine {
     /// A closed breaker with an empty window.
     pub fn new(spec: spec::Breaker) -> Self {
-        let window = spec.window.clamp(1, limits::BREAKER_WINDOW) as usize;
+        let window = match spec.window_time {
+            None => {
+                let calls = spec.window.clamp(1, limits::BREAKER_WINDOW) as usize;
+                Window::Calls { ring: vec![0; calls].into_boxed_slice(), next: 0 }
+            }
+            Some(time) => {
+                let width = (time.as_nanos() / SLOTS as u128).clamp(1, u128::from(u64::MAX)) as u64;
+                Window::Time { width, slots: Default::default() }
+            }
+        };
         Self {
             spec,
             state: State::Closed,
             generation: 0,
-            ring: vec![0; window].into_boxed_slice(),
-            next: 0,
+            window,
             filled: 0,
             failed: 0,
             slow: 0,
@@ -182,17 +209,8 @@ impl Machine {
         match &mut self.state {
             State::Closed => {
                 let mark = (FAILED * u8::from(call_failed)) | (SLOW * u8::from(slow_call));
-                let old = std::mem::replace(&mut self.ring[self.next], mark);
-                self.next = (self.next + 1) % self.ring.len();
-                if (self.filled as usize) < self.ring.len() {
-                    self.filled += 1;
-                } else {
-                    self.failed -= u32::from(old & FAILED != 0);
-                    self.slow -= u32::from(old & SLOW != 0);
-                }
-                self.failed += u32::from(call_failed);
-                self.slow += u32::from(slow_call);
-                let enough = self.filled >= self.spec.min_calls.clamp(1, self.ring.len() as u32);
+                let most = self.remember(now, mark);
+                let enough = self.filled >= self.spec.min_calls.clamp(1, most);
                 if mark != 0 && enough && self.too_bad(self.filled, self.failed, self.slow) {
                     self.open(now);
                 }
@@ -208,6 +226,40 @@ impl Machine {
             }
             // Nothing is admitted while open, so no verdict carries its generation.
             State::Open { .. } => {}
+        }
+    }
+
+    /// Takes a call into the window and lets old ones go; how many the window can hold.
+    fn remember(&mut self, now: u64, mark: u8) -> u32 {
+        let (failed, slow) = (u32::from(mark & FAILED != 0), u32::from(mark & SLOW != 0));
+        match &mut self.window {
+            Window::Calls { ring, next } => {
+                let old = std::mem::replace(&mut ring[*next], mark);
+                *next = (*next + 1) % ring.len();
+                if (self.filled as usize) < ring.len() {
+                    self.filled += 1;
+                } else {
+                    self.failed -= u32::from(old & FAILED != 0);
+                    self.slow -= u32::from(old & SLOW != 0);
+                }
+                self.failed += failed;
+                self.slow += slow;
+                ring.len() as u32
+            }
+            Window::Time { width, slots } => {
+                let number = now / *width;
+                for s in slots.iter_mut().filter(|s| number.saturating_sub(s.number) >= SLOTS as u64) {
+                    *s = Slot::default();
+                }
+                let slot = &mut slots[(number % SLOTS as u64) as usize];
+                slot.number = number;
+                slot.calls = slot.calls.saturating_add(1);
+                slot.failed += failed;
+                slot.slow += slow;
+                let sum = |of: fn(&Slot) -> u32| slots.iter().map(of).fold(0, u32::saturating_add);
+                (self.filled, self.failed, self.slow) = (sum(|s| s.calls), sum(|s| s.failed), sum(|s| s.slow));
+                u32::MAX
+            }
         }
     }
 
@@ -227,7 +279,11 @@ impl Machine {
     fn turn(&mut self, state: State) {
         self.state = state;
         self.generation += 1;
-        (self.next, self.filled, self.failed, self.slow) = (0, 0, 0, 0);
+        (self.filled, self.failed, self.slow) = (0, 0, 0);
+        match &mut self.window {
+            Window::Calls { next, .. } => *next = 0,
+            Window::Time { slots, .. } => *slots = Default::default(),
+        }
     }
 }
 
@@ -426,6 +482,7 @@ mod tests {
             slow_call: Some(Duration::from_millis(100)),
             slow_rate: 0.8,
             window: 10,
+            window_time: None,
             min_calls: 4,
             open_for: Duration::from_millis(1_000),
             half_open_calls: 3,
@@ -475,6 +532,27 @@ mod tests {
         assert_eq!(state(&b), Name::Closed, "4 of 10 failed");
         call(&b, 0, true, 1).unwrap();
         assert_eq!(state(&b), Name::Open, "5 of 10 failed");
+    }
+
+    #[test]
+    fn a_window_of_time_counts_all_calls_of_that_time_and_no_older() {
+        let b = Breaker::new(spec::Breaker { window_time: Some(Duration::from_secs(10)), ..spec() });
+        for _ in 0..50 {
+            call(&b, 0, false, 1).unwrap();
+        }
+        for _ in 0..49 {
+            call(&b, 5_000 * MS, true, 1).unwrap();
+        }
+        assert_eq!((state(&b), b.status(0).calls, b.status(0).failed), (Name::Closed, 99, 49), "more than window calls");
+        call(&b, 9_999 * MS, false, 1).unwrap();
+        assert_eq!(b.status(0).calls, 100);
+        call(&b, 10_000 * MS, true, 1).unwrap();
+        assert_eq!(state(&b), Name::Open, "the good calls of 10 s ago are forgotten: 50 of 51 failed");
+        let b = Breaker::new(spec::Breaker { window_time: Some(Duration::from_secs(10)), ..spec() });
+        for i in 0..100 {
+            call(&b, i * 5_000 * MS, i % 2 == 0, 1).unwrap();
+        }
+        assert_eq!((state(&b), b.status(0).calls), (Name::Closed, 2), "never four calls in the window");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_core::Deadline;
@@ -11,8 +12,9 @@ use crate::breaker::{self, Breaker};
 use crate::budget::Budget;
 use crate::bulkhead::{Bulkhead, Slot};
 use crate::error::Refused;
+use crate::quantile::Quantile;
 use crate::rate::RateLimit;
-use crate::spec::Policy;
+use crate::spec::{HedgeAfter, Policy, Retry};
 
 /// A policy and its counters; cheap to clone, shared by every thread.
 ///
@@ -29,6 +31,9 @@ struct Inner {
     rate: RateLimit,
     breaker: Option<Breaker>,
     budget: Option<Budget>,
+    latency: Option<Quantile>,
+    hedges: AtomicU64,
+    hedges_won: AtomicU64,
     retries: AtomicU64,
     budget_spent: AtomicU64,
     #[cfg(feature = "telemetry")]
@@ -40,6 +45,10 @@ struct Inner {
 pub struct Stats {
     /// Attempts after the first.
     pub retries: u64,
+    /// Attempts that went out beside a slow one.
+    pub hedges: u64,
+    /// Of these, whose answer was the one that counted.
+    pub hedges_won: u64,
     /// Retries not made because the budget was used up.
     pub budget_spent: u64,
     /// Times the breaker opened.
@@ -58,6 +67,12 @@ pub struct Stats {
     pub rate_crowded: u64,
 }
 
+/// Hedges without retries have the budget that retries have by default.
+fn budget(policy: &Policy) -> Option<Budget> {
+    let r = policy.retry.or_else(|| policy.hedge.map(|_| Retry::default()))?;
+    Some(Budget::new(r.budget, r.budget_min))
+}
+
 impl Instance {
     /// Puts a policy in force with fresh counters.
     pub fn new(policy: &Policy) -> Self {
@@ -66,7 +81,13 @@ impl Instance {
             bulkhead: Bulkhead::new(policy.bulkhead),
             rate: RateLimit::new(policy.rate),
             breaker: policy.breaker.map(Breaker::new),
-            budget: policy.retry.map(|r| Budget::new(r.budget, r.budget_min)),
+            budget: budget(policy),
+            latency: match policy.hedge.map(|h| h.after) {
+                Some(HedgeAfter::Share(share)) => Some(Quantile::new(share)),
+                Some(HedgeAfter::Time(_)) | None => None,
+            },
+            hedges: AtomicU64::new(0),
+            hedges_won: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             budget_spent: AtomicU64::new(0),
             #[cfg(feature = "telemetry")]
@@ -134,6 +155,8 @@ impl Instance {
         let (under_way, waiting) = self.0.bulkhead.load();
         Stats {
             retries: self.0.retries.load(Ordering::Relaxed),
+            hedges: self.0.hedges.load(Ordering::Relaxed),
+            hedges_won: self.0.hedges_won.load(Ordering::Relaxed),
             budget_spent: self.0.budget_spent.load(Ordering::Relaxed),
             breaker_opened: breaker.map_or(0, |b| b.opened),
             breaker_refused: breaker.map_or(0, |b| b.refused),
@@ -179,10 +202,15 @@ impl Instance {
             out.counter(&names::POLICY_REFUSED, &[own[0], ("reason", "bulkhead")], stats.bulkhead_refused);
             out.gauge(&names::BULKHEAD_IN_FLIGHT, &own, stats.under_way.into());
             out.gauge(&names::BULKHEAD_WAITING, &own, stats.waiting.into());
+            out.gauge(&names::BULKHEAD_LIMIT, &own, self.bulkhead().limit().unwrap_or(0).into());
         }
         if policy.retry.is_some() {
             out.counter(&names::RETRIES, &own, stats.retries);
             out.counter(&names::RETRY_BUDGET_SPENT, &own, stats.budget_spent);
+        }
+        if policy.hedge.is_some() {
+            out.counter(&names::HEDGES, &own, stats.hedges);
+            out.counter(&names::HEDGES_WON, &own, stats.hedges_won);
         }
         if let Some(breaker) = self.breaker_status() {
             let state = match breaker.state {
@@ -209,6 +237,34 @@ impl Instance {
         }
     }
 
+    /// How long an attempt is waited for alone, if the policy hedges and that is known.
+    pub(crate) fn hedge_delay(&self) -> Option<Duration> {
+        match self.0.policy.hedge?.after {
+            HedgeAfter::Time(d) => Some(d),
+            HedgeAfter::Share(_) => self.0.latency.as_ref()?.value(),
+        }
+    }
+
+    /// Takes one hedge from the budget.
+    pub(crate) fn take_hedge(&self, now: Instant) -> bool {
+        let allowed = self.0.budget.as_ref().is_some_and(|b| b.retry(self.nanos(now)));
+        let counter = if allowed { &self.0.hedges } else { &self.0.budget_spent };
+        counter.fetch_add(1, Ordering::Relaxed);
+        allowed
+    }
+
+    pub(crate) fn hedge_won(&self) {
+        self.0.hedges_won.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes in how long an attempt took, or had taken when it was given up, where hedges go by it.
+    #[inline]
+    pub(crate) fn timed(&self, took: Duration) {
+        if let Some(q) = &self.0.latency {
+            q.record(self.nanos(Instant::now()), took);
+        }
+    }
+
     /// Takes one retry from the budget.
     pub(crate) fn take_retry(&self, now: Instant) -> bool {
         let allowed = self.0.budget.as_ref().is_some_and(|b| b.retry(self.nanos(now)));
@@ -221,8 +277,6 @@ impl Instance {
 #[cfg(all(test, feature = "telemetry"))]
 mod tests {
     use super::*;
-    use std::time::Duration;
-
     use crate::spec::{self, Rate, RatePer};
 
     #[tokio::test(start_paused = true)]

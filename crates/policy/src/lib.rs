@@ -38,6 +38,7 @@
 //! # });
 //! ```
 
+pub mod adaptive;
 pub mod attempt;
 pub mod breaker;
 pub mod budget;
@@ -47,6 +48,7 @@ pub mod idempotency;
 pub mod instance;
 pub mod outcome;
 mod pad;
+pub mod quantile;
 pub mod rate;
 pub mod spec;
 

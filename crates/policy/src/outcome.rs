@@ -17,7 +17,7 @@
 
 use std::time::Duration;
 
-use weft_core::Class;
+use weft_core::{Class, limits};
 
 /// What one attempt came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +139,15 @@ pub fn parse_retry_after(value: &str) -> Option<Duration> {
     v.parse().ok().map(Duration::from_secs)
 }
 
+/// Reads `grpc-retry-pushback-ms` (gRFC A6): when to come back, or, from a negative or unreadable number, never, which
+/// is longer than anybody waits ([`limits::RETRY_AFTER`]).
+pub fn parse_retry_pushback(value: &str) -> Duration {
+    match value.trim().parse::<i64>() {
+        Ok(ms) if ms >= 0 => Duration::from_millis(ms as u64),
+        _ => limits::RETRY_AFTER + Duration::from_secs(1),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,6 +207,14 @@ mod tests {
             assert_eq!(classify_push(s).failure, Some(Class::Rejected), "{s}");
         }
         assert_eq!(classify_push(503).failure, Some(Class::Retryable));
+    }
+
+    #[test]
+    fn a_pushback_below_zero_or_unreadable_means_never() {
+        assert_eq!(parse_retry_pushback("250"), Duration::from_millis(250));
+        for never in ["-1", "soon", "", "99999999999999999999"] {
+            assert!(parse_retry_pushback(never) > limits::RETRY_AFTER, "{never}");
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub struct Policy {
     pub attempt_timeout: Option<Duration>,
     /// Trying again.
     pub retry: Option<Retry>,
+    /// A second attempt beside a slow one.
+    pub hedge: Option<Hedge>,
     /// Failing fast.
     pub breaker: Option<Breaker>,
     /// Work at once.
@@ -43,6 +45,24 @@ pub struct Retry {
     pub budget_min: u32,
 }
 
+/// A further attempt beside one that takes long, where sending again is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hedge {
+    /// How long an attempt is waited for alone.
+    pub after: HedgeAfter,
+    /// Attempts beside the first, each after the same wait; at most [`limits::HEDGES`](weft_core::limits::HEDGES).
+    pub max: u32,
+}
+
+/// When a hedge goes out.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum HedgeAfter {
+    /// After so long.
+    Time(Duration),
+    /// After what this share (0 to 1) of calls stay below; until that is known there are no hedges.
+    Share(f64),
+}
+
 /// Closed, open, half-open over a window of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Breaker {
@@ -54,6 +74,8 @@ pub struct Breaker {
     pub slow_rate: f64,
     /// Calls in the sliding window.
     pub window: u32,
+    /// The calls of the last so long, however many, instead of the last [`window`](Self::window).
+    pub window_time: Option<Duration>,
     /// Calls before the rates count.
     pub min_calls: u32,
     /// How long it stays open.
@@ -63,14 +85,27 @@ pub struct Breaker {
 }
 
 /// Work at once, and how many may wait for a place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bulkhead {
-    /// At once.
+    /// At once; where it begins, when it is [adaptive](Self::adaptive).
     pub limit: u32,
     /// May wait.
     pub queue: u32,
     /// How long they wait.
     pub wait: Duration,
+    /// The limit finds itself.
+    pub adaptive: Option<Adaptive>,
+}
+
+/// A limit that goes by how long attempts take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Adaptive {
+    /// Never below.
+    pub min: u32,
+    /// Never above.
+    pub max: u32,
+    /// How much longer than usual attempts may take before the limit shrinks: 1.5 = half as long again.
+    pub tolerance: f64,
 }
 
 /// Work per time (GCRA), by principal or in all.
@@ -115,6 +150,7 @@ impl Policy {
             deadline: Some(Duration::from_secs(15)),
             attempt_timeout: Some(Duration::from_secs(5)),
             retry: Some(Retry::default()),
+            hedge: None,
             breaker: Some(Breaker::default()),
             bulkhead: Some(Bulkhead::default()),
             rate: None,
@@ -143,6 +179,7 @@ impl Default for Breaker {
             slow_call: None,
             slow_rate: 1.0,
             window: 100,
+            window_time: None,
             min_calls: 20,
             open_for: Duration::from_secs(10),
             half_open_calls: 5,
@@ -152,7 +189,19 @@ impl Default for Breaker {
 
 impl Default for Bulkhead {
     fn default() -> Self {
-        Self { limit: 1024, queue: 0, wait: Duration::ZERO }
+        Self { limit: 1024, queue: 0, wait: Duration::ZERO, adaptive: None }
+    }
+}
+
+impl Default for Adaptive {
+    fn default() -> Self {
+        Self { min: 4, max: 1_024, tolerance: 1.5 }
+    }
+}
+
+impl Default for Hedge {
+    fn default() -> Self {
+        Self { after: HedgeAfter::Share(0.95), max: 1 }
     }
 }
 

@@ -19,10 +19,14 @@ metrics! {
     POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused before it was sent, by policy and reason (rate-limited, bulkhead, breaker-open).";
     RETRIES = Counter "weft_retries_total", "Attempts after the first, by policy.";
     RETRY_BUDGET_SPENT = Counter "weft_retry_budget_spent_total", "Retries not made because the retry budget was used up, by policy.";
+    HEDGES = Counter "weft_hedges_total", "Attempts that went out beside a slow one, by policy.";
+    HEDGES_WON = Counter "weft_hedges_won_total", "Hedges whose answer came first, by policy.";
     BREAKER_STATE = Gauge "weft_breaker_state", "0 closed, 1 half-open, 2 open, by policy.";
     BREAKER_OPENED = Counter "weft_breaker_opened_total", "Times the breaker opened, by policy.";
     BULKHEAD_IN_FLIGHT = Gauge "weft_bulkhead_in_flight", "Places taken in the bulkhead, by policy.";
     BULKHEAD_WAITING = Gauge "weft_bulkhead_waiting", "Work waiting for a place in the bulkhead, by policy.";
+    BULKHEAD_LIMIT = Gauge "weft_bulkhead_limit", "Places in the bulkhead, by policy.";
+    FALLBACKS = Counter "weft_fallbacks_total", "Answers that a route's fallback gave, by route.";
     RATE_CROWDED = Counter "weft_rate_crowded_total", "Times a caller was counted together with others because the rate's table was full, by policy.";
 
     UPSTREAM_REQUESTS = Counter "weft_upstream_requests_total", "Attempts sent to a service, by service and outcome (success, retryable, overloaded, rejected, fault).";
@@ -30,7 +34,8 @@ metrics! {
     UPSTREAM_CONNECTS = Counter "weft_upstream_connects_total", "Connections opened to instances, by service and result (ok, failed).";
     UPSTREAM_REUSED = Counter "weft_upstream_reused_total", "Attempts sent on a connection that was open already, by service.";
     UPSTREAM_IN_FLIGHT = Gauge "weft_upstream_in_flight", "Attempts under way, streaming answers included, by service.";
-    INSTANCES = Gauge "weft_instances", "Instances of a service, by service and state (healthy, unhealthy).";
+    INSTANCES = Gauge "weft_instances", "Instances of a service, by service and state (healthy, unhealthy, ejected).";
+    EJECTIONS = Counter "weft_ejections_total", "Times an instance was taken out for its answers, by service and reason (errors, gateway-errors, success-rate).";
 
     MESSAGES_PUBLISHED = Counter "weft_messages_published_total", "Messages stored, by channel.";
     MESSAGES_DUPLICATE = Counter "weft_messages_duplicate_total", "Publishes answered from the dedup window, by channel.";

@@ -134,7 +134,7 @@ async fn a_place_in_the_bulkhead_is_held_until_the_answer_ends() {
         }
     })
     .await;
-    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO })).await;
+    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, ..Default::default() })).await;
     chunk.send(Bytes::from_static(b"a")).unwrap();
     let mut streaming = w.send(get("/stream")).await.into_body();
     assert_eq!(streaming.frame().await.unwrap().unwrap().into_data().unwrap(), "a");
@@ -182,7 +182,7 @@ async fn a_client_that_goes_away_is_counted_and_frees_its_place() {
         std::future::pending()
     })
     .await;
-    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO })).await;
+    let w = one(address, |r| r.policy.bulkhead = Some(Bulkhead { limit: 1, ..Default::default() })).await;
     let stream = tokio::net::TcpStream::connect(w.address()).await.unwrap();
     stream.writable().await.unwrap();
     stream.try_write(b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n").unwrap();

@@ -379,6 +379,7 @@ pub fn policy() -> Policy {
             budget_min: 1_000,
             ..Retry::default()
         }),
+        hedge: None,
         breaker: None,
         bulkhead: None,
         rate: None,

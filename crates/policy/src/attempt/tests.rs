@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::*;
 use crate::breaker;
 use crate::outcome::{classify_http, classify_transport};
-use crate::spec::{Breaker, Policy};
+use crate::spec::{Breaker, Hedge, HedgeAfter, Policy};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Answer(u16, Option<u64>);
@@ -54,6 +54,7 @@ fn policy() -> Policy {
             budget: 1.0,
             budget_min: 100,
         }),
+        hedge: None,
         breaker: None,
         bulkhead: None,
         rate: None,
@@ -311,4 +312,106 @@ async fn a_refusal_after_an_attempt_that_may_have_taken_effect_is_in_doubt() {
         let (got, _) = play(&Instance::new(&policy()), &Context::root(), Replay::Safe, script.clone()).await;
         assert_eq!(got.unwrap_err().doubt, doubt, "{script:?}");
     }
+}
+
+/// Hedges after 30 ms.
+fn hedging() -> Policy {
+    Policy { hedge: Some(Hedge { after: HedgeAfter::Time(ms(30)), max: 1 }), ..policy() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_attempt_gets_another_beside_it_and_the_first_good_answer_counts() {
+    let i = Instance::new(&hedging());
+    let start = Instant::now();
+    let (got, began) = play(&i, &Context::root(), Replay::Safe, vec![(90, ok(200)), (10, ok(201))]).await;
+    let done = got.unwrap();
+    assert_eq!((done.answer.0, done.attempts, began), (201, 2, vec![0, 30]));
+    assert_eq!(start.elapsed(), ms(40));
+    assert!(done.doubt, "the slow one may have done it too");
+    let (got, began) = play(&i, &Context::root(), Replay::Safe, vec![(50, ok(200)), (90, ok(201))]).await;
+    assert_eq!((got.unwrap().answer.0, began.len()), (200, 2), "the first was faster after all");
+    let (got, began) = play(&i, &Context::root(), Replay::Safe, vec![(29, ok(200))]).await;
+    assert_eq!((got.unwrap().doubt, began.len()), (false, 1), "fast enough");
+    assert_eq!((i.stats().hedges, i.stats().hedges_won, i.stats().retries), (2, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_hedge_goes_out_where_sending_again_is_not_safe() {
+    let i = Instance::new(&hedging());
+    for replay in [Replay::OnlyIfUnsent, Replay::Never] {
+        let (got, began) = play(&i, &Context::root(), replay, vec![(90, ok(200))]).await;
+        assert_eq!((got.unwrap().answer.0, began.len()), (200, 1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bad_answer_waits_for_the_other_attempt_and_when_both_are_bad_the_round_is_tried_again() {
+    let i = Instance::new(&hedging());
+    let (got, _) = play(&i, &Context::root(), Replay::Safe, vec![(40, ok(503)), (50, ok(200))]).await;
+    assert_eq!((got.unwrap().answer.0, i.stats().retries), (200, 0));
+    let script = vec![(40, ok(503)), (20, ok(503)), (0, ok(200))];
+    let (got, began) = play(&i, &Context::root(), Replay::Safe, script).await;
+    let done = got.unwrap();
+    assert_eq!((done.answer.0, done.attempts, began), (200, 3, vec![0, 30, 70]), "backoff after two attempts: 20 ms");
+    let (got, began) = play(&i, &Context::root(), Replay::Safe, vec![(40, ok(404)), (50, ok(200))]).await;
+    assert_eq!((got.unwrap().answer.0, began.len()), (404, 2), "a refusal settles it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_a_rounds_attempts_has_its_own_timeout() {
+    let (got, began) = play(&Instance::new(&hedging()), &Context::root(), Replay::Safe, vec![(500, ok(200)), (90, ok(201))]).await;
+    assert_eq!((got.unwrap().answer.0, began), (201, vec![0, 30]), "the first timed out at 100, the second came at 120");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hedges_are_taken_from_the_retry_budget() {
+    let mut p = hedging();
+    p.retry = p.retry.map(|r| Retry { budget: 0.1, budget_min: 0, ..r });
+    let i = Instance::new(&p);
+    let mut attempts = 0;
+    for _ in 0..100 {
+        let (got, began) = play(&i, &Context::root(), Replay::Safe, vec![(40, ok(200)); 2]).await;
+        attempts += began.len();
+        assert_eq!(got.unwrap().answer.0, 200);
+    }
+    assert_eq!((attempts, i.stats().hedges), (110, 10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hedge_by_percentile_waits_until_latencies_are_known() {
+    let hedge = Some(Hedge { after: HedgeAfter::Share(0.9), max: 1 });
+    let i = Instance::new(&Policy { hedge, ..policy() });
+    let ctx = Context::root();
+    for n in 0..1_000 {
+        let (_, began) = play(&i, &ctx, Replay::Safe, vec![(10, ok(200))]).await;
+        assert_eq!(began.len(), 1, "call {n}");
+    }
+    let (got, began) = play(&i, &ctx, Replay::Safe, vec![(90, ok(200)), (0, ok(201))]).await;
+    assert_eq!(got.unwrap().answer.0, 201);
+    assert!((10..=15).contains(&began[1]), "{began:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_adaptive_bulkhead_learns_from_attempts() {
+    let adaptive = Some(crate::spec::Adaptive::default());
+    let bulkhead = Some(crate::spec::Bulkhead { limit: 20, adaptive, ..Default::default() });
+    let i = Instance::new(&Policy { bulkhead, retry: None, ..policy() });
+    for _ in 0..200 {
+        play(&i, &Context::root(), Replay::Safe, vec![(5, ok(429))]).await.0.unwrap();
+    }
+    assert!(i.bulkhead().limit().unwrap() < 10, "{:?}", i.bulkhead().limit());
+}
+
+#[tokio::test(start_paused = true)]
+async fn work_without_hedges_does_not_carry_the_room_for_them() {
+    let (i, ctx) = (Instance::new(&policy()), Context::root());
+    let big = |_| async {
+        let room = [0u8; 4_096];
+        tokio::task::yield_now().await;
+        std::hint::black_box(&room);
+        ok(200)
+    };
+    let size = std::mem::size_of_val(&run(&i, &ctx, Replay::Safe, big));
+    // The future that was made, and the one that is awaited under its timeout.
+    assert!(size < 2 * 4_096 + 2_048, "{size}");
 }

@@ -67,7 +67,7 @@ impl Use {
             Use::Route => keys::BLOCKS,
             Use::SagaRoute | Use::PublishRoute => &["deadline", "bulkhead", "rate", "idempotency"],
             Use::Service | Use::Step | Use::Push => {
-                &["deadline", "attempt_timeout", "retry", "breaker", "bulkhead", "rate"]
+                &["deadline", "attempt_timeout", "retry", "hedge", "breaker", "bulkhead", "rate"]
             }
             Use::Channel => &["retry"],
         }
@@ -139,6 +139,7 @@ fn blocks(p: &Policy) -> Vec<(&'static str, Option<Span>)> {
         one("deadline", &p.deadline),
         one("attempt_timeout", &p.attempt_timeout),
         one("retry", &p.retry),
+        one("hedge", &p.hedge),
         one("breaker", &p.breaker),
         one("bulkhead", &p.bulkhead),
         one("rate", &p.rate),
@@ -152,20 +153,39 @@ fn blocks(p: &Policy) -> Vec<(&'static str, Option<Span>)> {
 /// Checks what one policy says by itself.
 pub(super) fn check(p: &Policy, cx: &mut Cx<'_>) {
     if let Some(At { value: Switch::On(b), .. }) = &p.breaker
-        && b.min_calls.value > b.window.value
+        && let keys::Window::Calls(window) = b.window.value
+        && b.min_calls.value > window
     {
         let message = format!(
-            "the breaker would never open: min_calls {} is more than the window of {} calls",
-            b.min_calls.value, b.window.value
+            "the breaker would never open: min_calls {} is more than the window of {window} calls",
+            b.min_calls.value
         );
         let help = "make min_calls at most the window";
         cx.say(Mistake::new(b.min_calls.span.or(b.window.span), message).help(help));
     }
     if let Some(At { value: Switch::On(b), .. }) = &p.breaker
-        && b.window.value.get() > limits::BREAKER_WINDOW
+        && let keys::Window::Calls(window) = b.window.value
+        && window.get() > limits::BREAKER_WINDOW
     {
-        let message = format!("a window of {} calls is more than a breaker remembers", b.window.value);
+        let message = format!("a window of {window} calls is more than a breaker remembers");
         cx.say(Mistake::new(b.window.span, message).help(format!("make it at most {}", limits::BREAKER_WINDOW)));
+    }
+    if let Some(At { value: Switch::On(b), .. }) = &p.bulkhead {
+        if b.limit.is_none() && b.adaptive.is_none() && !b.broken {
+            cx.say(Mistake::new(Some(b.at), "bulkhead needs 'limit'").help("add 'limit:'"));
+        }
+        if let Some(At { value: a, .. }) = &b.adaptive
+            && a.min.value > a.max.value
+        {
+            let message = format!("the least, {}, is more than the most, {}", a.min.value, a.max.value);
+            cx.say(Mistake::new(a.min.span.or(a.max.span), message).help("make 'min' at most 'max'"));
+        }
+    }
+    if let Some(At { value: Switch::On(h), .. }) = &p.hedge
+        && h.max.value.get() > limits::HEDGES
+    {
+        let message = format!("{} hedges are more than go out beside one attempt", h.max.value);
+        cx.say(Mistake::new(h.max.span, message).help(format!("make it at most {}", limits::HEDGES)));
     }
     for (name, block) in [("deadline", &p.deadline), ("attempt_timeout", &p.attempt_timeout)] {
         if let Some(At { value: Switch::On(Duration::ZERO), span }) = block {
@@ -190,6 +210,7 @@ pub(super) fn resolve(layers: &[Layer<'_>], on: Use, sources: &Sources) -> (Effe
             |r| builtin.attempt_timeout.map(|d| r.time("attempt_timeout", d, None)),
         ),
         retry: r.block(("retry", on, layers, |p| &p.retry), |r, k, _| r.retry(k), |r| Some(r.retry(&default_of()))),
+        hedge: r.block(("hedge", on, layers, |p| &p.hedge), |r, k, _| r.hedge(k), |r| r.off("hedge")),
         breaker: r.block(
             ("breaker", on, layers, |p| &p.breaker),
             |r, k, _| r.breaker(k),
@@ -215,6 +236,9 @@ pub(super) fn resolve(layers: &[Layer<'_>], on: Use, sources: &Sources) -> (Effe
     };
     (policy, r.rows)
 }
+
+/// Where a limit that finds itself begins.
+const ADAPTIVE_BEGIN: u32 = 20;
 
 /// A block's name, where it is used, the layers, and how a layer's block is found.
 type Search<'l, 'p, T> = (&'static str, Use, &'l [Layer<'p>], fn(&Policy) -> &Option<At<Switch<T>>>);
@@ -324,7 +348,20 @@ impl<'a> Resolver<'a> {
             failure_rate,
             slow_call: k.slow_call.as_ref().map(|d| d.value),
             slow_rate: self.percent("breaker.slow_rate", &k.slow_rate),
-            window: self.count("breaker.window", &k.window),
+            window: match k.window.value {
+                keys::Window::Calls(n) => {
+                    self.row("breaker.window", n, k.window.span);
+                    n.get()
+                }
+                keys::Window::Time(d) => {
+                    self.time("breaker.window", d, k.window.span);
+                    spec::Breaker::default().window
+                }
+            },
+            window_time: match k.window.value {
+                keys::Window::Calls(_) => None,
+                keys::Window::Time(d) => Some(d),
+            },
             min_calls: self.count("breaker.min_calls", &k.min_calls),
             open_for: self.time("breaker.open_for", k.open_for.value, k.open_for.span),
             half_open_calls: self.count("breaker.half_open_calls", &k.half_open_calls),
@@ -332,10 +369,43 @@ impl<'a> Resolver<'a> {
     }
 
     fn bulkhead(&mut self, k: &keys::Bulkhead) -> spec::Bulkhead {
-        let limit = self.count("bulkhead.limit", &k.limit);
+        let adaptive = match (&k.adaptive, k.limit.as_ref().map(|l| l.value)) {
+            (Some(a), _) => Some(self.adaptive(&a.value)),
+            (None, Some(keys::Limit::Adaptive)) => Some(self.adaptive(&default_of())),
+            (None, _) => None,
+        };
+        let limit = match k.limit.as_ref().map(|l| (l.value, l.span)) {
+            Some((keys::Limit::Fixed(n), at)) => {
+                self.row("bulkhead.limit", n, at);
+                n.get()
+            }
+            adaptive => {
+                self.row("bulkhead.limit", "adaptive", adaptive.and_then(|(_, at)| at));
+                ADAPTIVE_BEGIN
+            }
+        };
         self.row("bulkhead.queue", k.queue.value, k.queue.span);
         let wait = self.time("bulkhead.wait", k.wait.value, k.wait.span);
-        spec::Bulkhead { limit, queue: k.queue.value, wait }
+        spec::Bulkhead { limit, queue: k.queue.value, wait, adaptive }
+    }
+
+    fn adaptive(&mut self, k: &keys::Adaptive) -> spec::Adaptive {
+        let (min, max) =
+            (self.count("bulkhead.adaptive.min", &k.min), self.count("bulkhead.adaptive.max", &k.max));
+        self.row("bulkhead.adaptive.tolerance", k.tolerance.value.0, k.tolerance.span);
+        spec::Adaptive { min, max, tolerance: k.tolerance.value.0 }
+    }
+
+    fn hedge(&mut self, k: &keys::Hedge) -> spec::Hedge {
+        let after = match k.after.value {
+            keys::HedgeAfter::Time(d) => spec::HedgeAfter::Time(self.time("hedge.after", d, k.after.span)),
+            keys::HedgeAfter::Share(share) => {
+                // Two decimals at most: shares are fractions of what was written.
+                self.row("hedge.after", format!("p{}", (share * 1e4).round() / 1e2), k.after.span);
+                spec::HedgeAfter::Share(share)
+            }
+        };
+        spec::Hedge { after, max: self.count("hedge.max", &k.max) }
     }
 
     fn rate(&mut self, k: &keys::Rate) -> spec::Rate {

@@ -8,8 +8,11 @@ use weft_core::Name;
 
 use crate::config::declare::{Declared, Section, section, words};
 use crate::config::node::{Data, Key, Node, Scalar};
+use crate::config::report::Mistake;
 use crate::config::source::At;
-use crate::config::value::{Backoff, Cx, PerTime, Percent, Switch, Value};
+use crate::config::value::{
+    Backoff, Cx, Decimal, PerTime, Percent, Switch, Value, pattern, scalar, shorten,
+};
 
 section! {
     /// Limits and reactions, which mean the same on an HTTP route, a gRPC method, a push subscription and a saga step.
@@ -21,6 +24,8 @@ section! {
         "attempt_timeout" attempt_timeout: opt(Switch<Duration>),
         /// Trying again.
         "retry" retry: opt(Switch<Retry>),
+        /// A second attempt beside one that takes long, where sending again is safe.
+        "hedge" hedge: opt(Switch<Hedge>),
         /// Failing fast while the other side is down.
         "breaker" breaker: opt(Switch<Breaker>),
         /// Work at once; more is refused with 503.
@@ -54,6 +59,46 @@ section! {
 }
 
 section! {
+    /// When an attempt has not ended after a while, another goes out, to another instance if there is one; the first good answer counts. Taken from the retry budget.
+    Hedge short "after" {
+        /// How long an attempt is waited for alone: a duration, or `p95`: what 95 % of the calls stay below.
+        "after" after: def(HedgeAfter, "p95"),
+        /// Attempts beside the first, each after the same wait.
+        "max" max: def(NonZeroU32, "1"),
+    }
+}
+
+/// A duration, or a percentile.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::config) enum HedgeAfter {
+    /// A duration.
+    Time(Duration),
+    /// A percentile, as a share.
+    Share(f64),
+}
+
+impl Value for HedgeAfter {
+    fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let text = &scalar(node, cx, "a duration or a percentile")?.text;
+        let Some(percentile) = text.strip_prefix('p') else { return Duration::read(node, cx).map(Self::Time) };
+        match percentile.parse::<f64>() {
+            Ok(p) if (1.0..100.0).contains(&p) => Some(Self::Share(p / 100.0)),
+            _ => {
+                let message = format!("'{}' is not a percentile", shorten(text));
+                cx.say(Mistake::new(Some(node.span), message).help("write it like p95, from p1 to p99.9"));
+                None
+            }
+        }
+    }
+    fn schema(_: &mut Declared) -> Json {
+        pattern(r"p[0-9]+(?:\.[0-9]+)?|0|(?:[0-9]+(?:\.[0-9]+)?(?:us|ms|s|m|h|d))+")
+    }
+    fn kind() -> String {
+        "duration, or percentile (`p95`)".to_owned()
+    }
+}
+
+section! {
     /// Opens when too many of the last calls failed or were slow; lets trial calls through after a while.
     Breaker {
         /// Opens at this share of failures.
@@ -62,8 +107,8 @@ section! {
         "slow_call" slow_call: opt(Duration),
         /// Opens at this share of slow calls.
         "slow_rate" slow_rate: def(Percent, "100%"),
-        /// Calls in the sliding window.
-        "window" window: def(NonZeroU32, "100"),
+        /// What is judged: the last so many calls (`100`), or the calls of the last so long (`60s`).
+        "window" window: def(Window, "100"),
         /// Calls before the shares count.
         "min_calls" min_calls: def(NonZeroU32, "20"),
         /// How long it stays open.
@@ -73,11 +118,84 @@ section! {
     }
 }
 
+/// Calls, or time.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::config) enum Window {
+    /// The last so many calls.
+    Calls(NonZeroU32),
+    /// The calls of the last so long.
+    Time(Duration),
+}
+
+impl Value for Window {
+    fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        let text = &scalar(node, cx, "a number of calls or a duration")?.text;
+        if text.bytes().all(|b| b.is_ascii_digit()) {
+            return NonZeroU32::read(node, cx).map(Self::Calls);
+        }
+        match Duration::read(node, cx)? {
+            Duration::ZERO => {
+                let help = "write how many calls, or how long: '100' or '60s'";
+                cx.say(Mistake::new(Some(node.span), "a window of no time holds no calls").help(help));
+                None
+            }
+            d => Some(Self::Time(d)),
+        }
+    }
+    fn schema(_: &mut Declared) -> Json {
+        json!({"anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": u32::MAX},
+            pattern(r"[0-9]+|(?:[0-9]+(?:\.[0-9]+)?(?:us|ms|s|m|h|d))+"),
+        ]})
+    }
+    fn kind() -> String {
+        "number of calls, or duration".to_owned()
+    }
+}
+
+/// A number, or `adaptive`.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::config) enum Limit {
+    /// So many.
+    Fixed(NonZeroU32),
+    /// It finds itself.
+    Adaptive,
+}
+
+impl Value for Limit {
+    fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match &node.data {
+            Data::Scalar(s) if s.text == "adaptive" => Some(Self::Adaptive),
+            _ => NonZeroU32::read(node, cx).map(Self::Fixed),
+        }
+    }
+    fn schema(declared: &mut Declared) -> Json {
+        json!({"anyOf": [{"const": "adaptive"}, NonZeroU32::schema(declared)]})
+    }
+    fn kind() -> String {
+        "number, at least 1, or `adaptive`".to_owned()
+    }
+}
+
 section! {
-    /// Work at once. A number alone is the limit.
+    /// A limit on work at once that goes by how long attempts take: it grows while they take no longer than usual, and shrinks when they do or when the other side says that it is overloaded.
+    Adaptive {
+        /// Never below.
+        "min" min: def(NonZeroU32, "4"),
+        /// Never above.
+        "max" max: def(NonZeroU32, "1024"),
+        /// How many times as long as usual attempts may take before it shrinks.
+        "tolerance" tolerance: def(Decimal, "1.5"),
+    }
+}
+
+section! {
+    /// Work at once. A number, or `adaptive`, alone is the limit.
     Bulkhead short "limit" {
-        /// At once.
-        "limit" limit: req(NonZeroU32),
+        /// At once. With `adaptive` the limit finds itself; a number beside `adaptive:` is where it begins (20).
+        "limit" limit: opt(Limit),
+        /// The limit finds itself, between bounds.
+        "adaptive" adaptive: opt(Adaptive),
         /// How many more may wait for a place.
         "queue" queue: def(u32, "0"),
         /// How long they wait.

@@ -56,6 +56,17 @@ fn mistakes_in_the_choice_of_instances_are_named_with_their_place() {
 }
 
 #[test]
+fn mistakes_in_hedges_windows_and_limits_are_named_with_their_place() {
+    let says = |policy: &str, expected: &str| says(&format!("policies: {{ p: {{ {policy} }} }}"), &[expected]);
+    says("hedge: p100", "1:24 'p100' is not a percentile | write it like p95, from p1 to p99.9");
+    says("hedge: 50", "1:24 '50' has no unit | write '50s' or '50ms'");
+    says("hedge: { max: 9 }", "1:31 9 hedges are more than go out beside one attempt | make it at most 8");
+    says("breaker: { window: 0s }", "1:36 a window of no time holds no calls | write how many calls, or how long: '100' or '60s'");
+    says("bulkhead: { queue: 1 }", "1:17 bulkhead needs 'limit' | add 'limit:'");
+    says("bulkhead: { adaptive: { min: 9, max: 3 } }", "1:46 the least, 9, is more than the most, 3 | make 'min' at most 'max'");
+}
+
+#[test]
 fn mistakes_in_services_are_named_with_their_place() {
     says(
         r#"services: { a: { http: "127.0.0.1" } }"#,
@@ -98,7 +109,7 @@ policies: { patient: { deadline: 1s } }"##,
     says(
         "services: { a: { policy: { idempotency: optional } } }",
         &[
-            "1:41 'idempotency' has no meaning on a service | what has one: deadline, attempt_timeout, retry, breaker, bulkhead, rate",
+            "1:41 'idempotency' has no meaning on a service | what has one: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate",
         ],
     );
     says("services: 5", &["1:11 expected a map from names, found '5' | "]);
@@ -168,7 +179,7 @@ fn mistakes_in_policies_are_named_with_their_place() {
     says(
         "policies: { p: { cahce: {} } }",
         &[
-            "1:18 unknown key 'cahce' in policy | known keys: deadline, attempt_timeout, retry, breaker, bulkhead, rate, idempotency",
+            "1:18 unknown key 'cahce' in policy | known keys: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate, idempotency",
         ],
     );
 }
@@ -418,7 +429,7 @@ policies: { p: {} }"##,
             "27:119 'saga' has no 'idd' | it has id, key, name",
             "28:33 a GET carries no body | put values into the path or query",
             "29:9 'x y' is not a name | use letters, digits, '.', '_' and '-'",
-            "30:93 'idempotency' has no meaning on a saga step | what has one: deadline, attempt_timeout, retry, breaker, bulkhead, rate",
+            "30:93 'idempotency' has no meaning on a saga step | what has one: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate",
             "31:20 unknown name 'nope' | known here: input, saga, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, a, input, r1, s1, t, u, v, w, y",
         ],
     );
@@ -446,7 +457,7 @@ fn mistakes_at_the_top_are_named_with_their_place() {
     says(
         "colour: red",
         &[
-            "1:1 unknown key 'colour' in configuration | known keys: include, services, policies, gateway, queues, topics, subscriptions, sagas, api, store, broker, logs, threads",
+            "1:1 unknown key 'colour' in configuration | known keys: include, services, policies, gateway, queues, topics, subscriptions, sagas, api, store, broker, logs, zone, threads",
         ],
     );
 }
