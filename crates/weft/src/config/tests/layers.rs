@@ -117,6 +117,7 @@ fn explain_names_the_layer_and_the_line_of_every_value() {
             "retry.jitter = full | built-in | -",
             "retry.budget = 20% | built-in | -",
             "retry.budget_min = 10 | built-in | -",
+            "hedge = off | built-in | -",
             "breaker = off | policies.default | weft.yaml:8:14",
             "bulkhead.limit = 8 | policy patient | weft.yaml:9:49",
             "bulkhead.queue = 0 | built-in | -",

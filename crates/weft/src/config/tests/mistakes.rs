@@ -58,12 +58,12 @@ fn mistakes_in_the_choice_of_instances_are_named_with_their_place() {
 #[test]
 fn mistakes_in_hedges_windows_and_limits_are_named_with_their_place() {
     let says = |policy: &str, expected: &str| says(&format!("policies: {{ p: {{ {policy} }} }}"), &[expected]);
-    says("hedge: p100", "1:24 'p100' is not a percentile | write it like p95, from p1 to p99.9");
-    says("hedge: 50", "1:24 '50' has no unit | write '50s' or '50ms'");
-    says("hedge: { max: 9 }", "1:31 9 hedges are more than go out beside one attempt | make it at most 8");
-    says("breaker: { window: 0s }", "1:36 a window of no time holds no calls | write how many calls, or how long: '100' or '60s'");
-    says("bulkhead: { queue: 1 }", "1:17 bulkhead needs 'limit' | add 'limit:'");
-    says("bulkhead: { adaptive: { min: 9, max: 3 } }", "1:46 the least, 9, is more than the most, 3 | make 'min' at most 'max'");
+    says("hedge: p100", "1:25 'p100' is not a percentile | write it like p95, from p1 to p99.9");
+    says("hedge: 50", "1:25 '50' has no unit | write '50s' or '50ms'");
+    says("hedge: { max: 9 }", "1:32 9 hedges are more than go out beside one attempt | make it at most 8");
+    says("breaker: { window: 0s }", "1:37 a window of no time holds no calls | write how many calls, or how long: '100' or '60s'");
+    says("bulkhead: { queue: 1 }", "1:18 bulkhead needs 'limit' | add 'limit:'");
+    says("bulkhead: { adaptive: { min: 9, max: 3 } }", "1:47 the least, 9, is more than the most, 3 | make 'min' at most 'max'");
 }
 
 #[test]
