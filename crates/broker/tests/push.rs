@@ -202,6 +202,7 @@ async fn an_open_breaker_pauses_the_pushes_and_burns_no_attempts() {
         slow_call: None,
         slow_rate: 1.0,
         window: 2,
+        window_time: None,
         min_calls: 2,
         open_for: Duration::from_millis(300),
         half_open_calls: 1,

@@ -22,6 +22,7 @@ use weft_telemetry::{Telemetry, names};
 
 use crate::http::body::Body;
 use crate::http::exchange::exchange;
+use crate::http::fallback::Fallback;
 use crate::http::idempotency::Keys;
 use crate::listener::{self, Door, Drain, Drained, Handler, Peer, Settings};
 use crate::route::{RouteError, Table};
@@ -272,6 +273,7 @@ impl Running {
             to: Target::Service { service: weft_core::Name::new("none").expect("'none' is a name"), path: None },
             policy: Default::default(),
             protocols: Default::default(),
+            fallback: None,
         };
         let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry));
         Ok(Self { table, routes, unmatched })
@@ -285,6 +287,7 @@ pub(crate) struct Route {
     pub(crate) to: Target,
     pub(crate) policy: Instance,
     pub(crate) protocols: Protocols,
+    pub(crate) fallback: Option<Fallback>,
     pub(crate) in_flight: Gauge,
     telemetry: Telemetry,
     duration: Histogram,
@@ -306,6 +309,8 @@ impl Route {
             to: spec.to.clone(),
             policy,
             protocols: spec.protocols.clone(),
+            fallback: (spec.fallback.as_ref())
+                .map(|f| Fallback::new(f, m.counter(&names::FALLBACKS, &[("route", name)]))),
             in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
             duration: m.histogram(&names::HTTP_REQUEST_DURATION, &[("route", name)]),
             telemetry: telemetry.clone(),

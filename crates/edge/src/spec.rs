@@ -65,6 +65,8 @@ pub struct RouteSpec {
     pub policy: Policy,
     /// What of the protocols' own abilities it allows.
     pub protocols: Protocols,
+    /// What it answers when its service did not.
+    pub fallback: Option<Fallback>,
 }
 
 /// What a route allows of the protocols' own abilities.
@@ -96,6 +98,22 @@ pub enum Idle {
     Off,
     /// This long.
     After(std::time::Duration),
+}
+
+/// What a route to a service answers instead of a failure.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fallback {
+    /// This.
+    Respond {
+        /// Status.
+        status: http::StatusCode,
+        /// Header fields.
+        headers: http::HeaderMap,
+        /// The body.
+        body: String,
+    },
+    /// What another service answers.
+    Service(Name),
 }
 
 /// Conditions, all of which must hold.

@@ -87,12 +87,7 @@ impl Endpoints {
         Self::with_table(self.all.clone(), self.resolving, choice, self.table.clone())
     }
 
-    fn with_table(
-        all: Box<[Arc<Endpoint>]>,
-        resolving: bool,
-        choice: &Choice,
-        table: Option<Arc<Table>>,
-    ) -> Self {
+    fn with_table(all: Box<[Arc<Endpoint>]>, resolving: bool, choice: &Choice, table: Option<Arc<Table>>) -> Self {
         let healthy: Vec<_> = all.iter().filter(|e| e.is_healthy()).cloned().collect();
         let panic = healthy.is_empty() || (healthy.len() as f64) < choice.picking.panic * all.len() as f64;
         let near = choice.picking.zone.as_ref().filter(|_| !panic).and_then(|zone| {
@@ -163,12 +158,7 @@ impl Group {
         (0..n).map(|i| &self.list[start.wrapping_add(i) % n]).find(|e| ok(e))
     }
 
-    fn pick(
-        &self,
-        choice: &Choice,
-        turn: &AtomicUsize,
-        usable: &dyn Fn(&Endpoint) -> bool,
-    ) -> Option<&Arc<Endpoint>> {
+    fn pick(&self, choice: &Choice, turn: &AtomicUsize, usable: &dyn Fn(&Endpoint) -> bool) -> Option<&Arc<Endpoint>> {
         match &*self.list {
             [] => return None,
             [only] => return usable(only).then_some(only),
@@ -283,8 +273,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn round_robin_takes_each_in_turn() {
         let (e, turn) = (three(), AtomicUsize::new(0));
-        let picks: Vec<_> =
-            (0..6).map(|_| e.pick(&by(Balance::RoundRobin), &turn, &outbound()).unwrap().id).collect();
+        let picks: Vec<_> = (0..6).map(|_| e.pick(&by(Balance::RoundRobin), &turn, &outbound()).unwrap().id).collect();
         assert_eq!(picks[..3], picks[3..]);
         assert_eq!(picks.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
     }
@@ -398,7 +387,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_own_zone_comes_first_while_half_of_it_is_well() {
-        let all: Box<[_]> = (1..=4).map(|p| test_endpoint_in(&format!("127.0.0.1:{p}"), if p < 3 { "a" } else { "b" })).collect();
+        let all: Box<[_]> =
+            (1..=4).map(|p| test_endpoint_in(&format!("127.0.0.1:{p}"), if p < 3 { "a" } else { "b" })).collect();
         let choice = Choice { picking: Picking { zone: Some("a".into()), ..Picking::default() }, ..Choice::default() };
         let e = Endpoints::new(all, false, &choice);
         assert_eq!(picks(&e, &choice, 100)[2..], [0, 0]);

@@ -176,10 +176,8 @@ impl Catalog {
             self.hosts.insert(host, Host { addresses: None, _task });
         }
         let declared = self.declared.get(name);
-        let choice = declared.map_or_else(Choice::default, |d| Choice {
-            balance: d.spec.balance,
-            picking: d.spec.picking.clone(),
-        });
+        let choice = declared
+            .map_or_else(Choice::default, |d| Choice { balance: d.spec.balance, picking: d.spec.picking.clone() });
         let policy = declared.map_or_else(Policy::builtin, |d| d.spec.policy.clone());
 
         let old = self.live.remove(name);

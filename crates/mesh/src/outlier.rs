@@ -170,7 +170,7 @@ impl Outliers {
 mod tests {
     use super::*;
     use crate::endpoint::test_endpoint;
-    use weft_policy::outcome::{classify_http, classify_grpc};
+    use weft_policy::outcome::{classify_grpc, classify_http};
 
     fn service(n: u16, spec: Outlier) -> (Outliers, Vec<Arc<Endpoint>>) {
         let all: Vec<_> = (1..=n).map(|p| test_endpoint(&format!("127.0.0.1:{p}"))).collect();

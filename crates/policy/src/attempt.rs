@@ -199,8 +199,7 @@ where
         let sent = send(Attempt { number: attempts, deadline: until });
         let ended = match (policy.hedge, replay) {
             (Some(hedge), Replay::Safe) => {
-                let race =
-                    hedge::Race { instance, hedge, deadline, attempts: &mut attempts, doubt: &mut doubt };
+                let race = hedge::Race { instance, hedge, deadline, attempts: &mut attempts, doubt: &mut doubt };
                 // Boxed, so that work without hedges does not carry the room for them.
                 Box::pin(race.run(sent, permit, now, &mut send)).await
             }

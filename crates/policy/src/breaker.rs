@@ -135,15 +135,7 @@ impl Machine {
                 Window::Time { width, slots: Default::default() }
             }
         };
-        Self {
-            spec,
-            state: State::Closed,
-            generation: 0,
-            window,
-            filled: 0,
-            failed: 0,
-            slow: 0,
-        }
+        Self { spec, state: State::Closed, generation: 0, window, filled: 0, failed: 0, slow: 0 }
     }
 
     /// The state now.
@@ -543,7 +535,11 @@ mod tests {
         for _ in 0..49 {
             call(&b, 5_000 * MS, true, 1).unwrap();
         }
-        assert_eq!((state(&b), b.status(0).calls, b.status(0).failed), (Name::Closed, 99, 49), "more than window calls");
+        assert_eq!(
+            (state(&b), b.status(0).calls, b.status(0).failed),
+            (Name::Closed, 99, 49),
+            "more than window calls"
+        );
         call(&b, 9_999 * MS, false, 1).unwrap();
         assert_eq!(b.status(0).calls, 100);
         call(&b, 10_000 * MS, true, 1).unwrap();

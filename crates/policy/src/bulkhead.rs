@@ -199,7 +199,12 @@ mod tests {
     use super::*;
 
     fn bulkhead(limit: u32, queue: u32, wait_ms: u64) -> Arc<Bulkhead> {
-        Arc::new(Bulkhead::new(Some(spec::Bulkhead { limit, queue, wait: Duration::from_millis(wait_ms), adaptive: None })))
+        Arc::new(Bulkhead::new(Some(spec::Bulkhead {
+            limit,
+            queue,
+            wait: Duration::from_millis(wait_ms),
+            adaptive: None,
+        })))
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,7 @@
 //!
 //! What it is not: it knows no HTTP client, no AMQP and does no I/O; it decides on typed inputs. The same
 //! limits serve a proxied request, a gRPC call, a push and a saga step. Without the feature `telemetry` it needs only
-//! `weft-core`.
+//! `weft-core`; with the feature `tower` it serves any program as layers (`tower`).
 //!
 //! Invariants:
 //! - Whether work may be tried again is decided in [`attempt::run`] and nowhere else.
@@ -51,6 +51,12 @@ mod pad;
 pub mod quantile;
 pub mod rate;
 pub mod spec;
+#[cfg(feature = "tower")]
+pub mod tower;
+
+#[cfg(all(doctest, feature = "tower"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 pub use error::Refused;
 pub use instance::Instance;

@@ -135,7 +135,8 @@ async fn register(
     let (service, id) = (Name::new(&service)?, Name::new(&id)?);
     let health = r.health.map(HealthJson::check).transpose()?.flatten();
     let ttl = r.ttl;
-    let registration = Registration { address: r.address, protocol: r.protocol, ttl, weight: r.weight, metadata: r.metadata, health };
+    let registration =
+        Registration { address: r.address, protocol: r.protocol, ttl, weight: r.weight, metadata: r.metadata, health };
     let status = match mesh.register(&service, &id, registration).await.map_err(problem)? {
         Registered::New => StatusCode::CREATED,
         Registered::Changed | Registered::Renewed => StatusCode::OK,

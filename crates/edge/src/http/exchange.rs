@@ -16,6 +16,7 @@ use weft_core::{Context, Deadline, Principal, Trace, limits};
 use weft_mesh::Outbound;
 use weft_policy::attempt::{self, Cause, Failure};
 use weft_policy::idempotency;
+use weft_policy::outcome::Judged as _;
 use weft_policy::spec::RatePer;
 
 use super::body::Body;
@@ -126,8 +127,18 @@ async fn admitted(
         let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
         return Box::pin(super::idempotency::once(core, route, peer, spec.keep, scope, ctx, head, bytes)).await;
     }
-    let slot = route.policy.acquire(ctx.deadline).await.map_err(|r| respond::refused(&r))?;
-    record.holds(slot);
+    match route.policy.acquire(ctx.deadline).await {
+        Ok(slot) => record.holds(slot),
+        Err(refused) => {
+            if let Some(fallback) = &route.fallback {
+                let out = outbound(peer, head, body.into(), None);
+                if let Some(instead) = Box::pin(fallback.refused(core, &ctx, &out)).await {
+                    return Ok(instead);
+                }
+            }
+            return Err(respond::refused(&refused));
+        }
+    }
 
     // Send.
     match &route.to {
@@ -165,11 +176,41 @@ async fn attempts(
     route: &Route,
     peer: &Peer,
     ctx: &Context,
-    mut head: Parts,
+    head: Parts,
     body: weft_mesh::Body,
     upgrade: Option<&Upgrade>,
-) -> Result<weft_mesh::Reply, Problem> {
+) -> Result<Sent, Problem> {
     let Target::Service { service, .. } = &route.to else { unreachable!("only routes to services are proxied") };
+    let out = outbound(peer, head, body, upgrade);
+    let replay = out.replay();
+    let done = attempt::run(&route.policy, ctx, replay, |a| core.deps.mesh.send(ctx, service, &out, a)).await;
+    if let Some(fallback) = &route.fallback {
+        let outcome = match &done {
+            Ok(done) => done.outcome,
+            Err(failure) => failure.outcome(),
+        };
+        if !outcome.is_success()
+            && let Some(instead) = Box::pin(fallback.answer(core, ctx, &out, outcome)).await
+        {
+            return Ok(Sent::Instead(instead));
+        }
+    }
+    match done {
+        Ok(done) => Ok(Sent::Reply(done.answer)),
+        Err(failure) => Err(failed(failure)),
+    }
+}
+
+/// What came of sending.
+enum Sent {
+    /// A service's answer.
+    Reply(weft_mesh::Reply),
+    /// The route's fallback.
+    Instead(Response<Body>),
+}
+
+/// The request as it goes on to a service.
+fn outbound(peer: &Peer, mut head: Parts, body: weft_mesh::Body, upgrade: Option<&Upgrade>) -> Outbound {
     let host = match head.uri.authority() {
         Some(a) => {
             // What the route was found by is what the service is told (RFC 9112 3.2.2, RFC 9113 8.3.1).
@@ -182,16 +223,15 @@ async fn attempts(
     if let Some(u) = upgrade {
         u.ask(&mut head.headers);
     }
-    let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
-    let replay = out.replay();
-    match attempt::run(&route.policy, ctx, replay, |a| core.deps.mesh.send(ctx, service, &out, a)).await {
-        Ok(done) => Ok(done.answer),
-        Err(failure) => Err(failed(failure)),
-    }
+    Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip())
 }
 
 /// The answer that goes to the client, from a service's.
-fn answered(reply: weft_mesh::Reply, route: &Route) -> Result<Response<Body>, Problem> {
+fn answered(sent: Sent, route: &Route) -> Result<Response<Body>, Problem> {
+    let reply = match sent {
+        Sent::Reply(reply) => reply,
+        Sent::Instead(response) => return Ok(response),
+    };
     let silent = match route.protocols.idle {
         Idle::After(limit) => Some((limit, reply.silent(limit))),
         Idle::BuiltIn | Idle::Off => None,
@@ -220,10 +260,10 @@ async fn upgraded(
     body: weft_mesh::Body,
     upgrade: Upgrade,
 ) -> Result<Response<Body>, Problem> {
-    let reply = attempts(core, route, peer, ctx, head, body, Some(&upgrade)).await?;
-    if reply.response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return answered(reply, route);
-    }
+    let reply = match attempts(core, route, peer, ctx, head, body, Some(&upgrade)).await? {
+        Sent::Reply(reply) if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS => reply,
+        other => return answered(other, route),
+    };
     let (mut parts, service) = reply.response.into_parts();
     headers::to_downstream(&mut parts.headers, parts.version);
     let status = upgrade.agree(&mut parts.headers);

@@ -1,6 +1,7 @@
 //! HTTP through the gateway: one exchange from its request's head to its answer's last byte.
 
 pub(crate) mod exchange;
+pub(crate) mod fallback;
 
 pub mod body;
 mod collect;

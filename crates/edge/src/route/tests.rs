@@ -12,6 +12,7 @@ fn spec(path: &str) -> RouteSpec {
         to: Target::Queue(Name::new("q").unwrap()),
         policy: Policy::default(),
         protocols: Default::default(),
+        fallback: None,
     }
 }
 

@@ -236,3 +236,114 @@ async fn a_drain_lets_requests_finish_closes_idle_connections_and_takes_no_new_o
     assert_eq!(r.into_body().collect().await.unwrap().to_bytes(), "done");
     tokio::time::timeout(limits::DRAIN / 2, down).await.expect("it ends when the last request ends").unwrap();
 }
+
+fn written(status: u16) -> Option<weft_edge::spec::Fallback> {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("content-type", "application/json".parse().unwrap());
+    Some(weft_edge::spec::Fallback::Respond { status: status.try_into().unwrap(), headers, body: "[]".into() })
+}
+
+#[tokio::test]
+async fn a_fallback_answers_instead_of_a_failure_and_never_instead_of_a_refusal() {
+    let status = Arc::new(AtomicUsize::new(500));
+    let says = status.clone();
+    let address = service(move |_| {
+        let status = says.load(Ordering::SeqCst) as u16;
+        async move { answer(status, "own") }
+    })
+    .await;
+    let w = one(address, |r| {
+        r.policy.retry = None;
+        r.policy.breaker = Some(Breaker { min_calls: 2, window: 4, ..Default::default() });
+        r.fallback = written(200);
+    })
+    .await;
+    for (own, answered) in [(404, "own"), (429, "own"), (200, "own"), (500, "[]"), (500, "[]"), (200, "[]")] {
+        status.store(own, Ordering::SeqCst);
+        let r = w.send(get("/x")).await;
+        let (head, body) = r.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        assert_eq!(
+            (&*body, head.headers.contains_key("weft-fallback")),
+            (answered.as_bytes(), answered == "[]"),
+            "{own}"
+        );
+        if answered == "[]" {
+            assert_eq!(head.status, 200);
+            assert_eq!(head.headers["content-type"], "application/json");
+            assert_eq!(head.headers["weft-fallback"], "respond");
+        }
+    }
+    let metrics = w.telemetry.metrics().render_prometheus();
+    assert!(metrics.contains("weft_fallbacks_total{route=\"all\"} 3"), "the last was the open breaker's: {metrics}");
+}
+
+#[tokio::test]
+async fn another_service_is_asked_instead_where_that_is_safe() {
+    let (first, spare) = (service(|_| async { answer(503, "first") }).await, echo().await);
+    let mut r = route("all", "/**", "s");
+    r.policy.retry = None;
+    r.fallback = Some(weft_edge::spec::Fallback::Service(name("spare")));
+    let http = weft_mesh::Protocol::Http;
+    let w = World::start(gateway(vec![r]), &[spec_of("s", http, &[first]), spec_of("spare", http, &[spare])]).await;
+    let r = w.send(get("/x?y=1")).await;
+    assert_eq!((r.status().as_u16(), &r.headers()["weft-fallback"]), (200, &"service".parse().unwrap()));
+    let body = r.into_body().collect().await.unwrap().to_bytes();
+    assert!(body.starts_with(b"GET /x?y=1\n"), "{body:?}");
+    let post = Request::post("/x").header("host", "h").body(Full::new(Bytes::from_static(b"data"))).unwrap();
+    let r = w.send(post).await;
+    assert_eq!((r.status().as_u16(), r.headers().get("weft-fallback")), (503, None), "it may have been done already");
+}
+
+#[tokio::test]
+async fn a_full_bulkhead_and_an_unreachable_service_fall_back_too() {
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let w = one(dead, |r| {
+        r.policy.retry = None;
+        r.fallback = written(203);
+    })
+    .await;
+    assert_eq!(w.get("/x").await, (StatusCode::NON_AUTHORITATIVE_INFORMATION, Bytes::from_static(b"[]")));
+    let release = Arc::new(Semaphore::new(0));
+    let held = release.clone();
+    let address = service(move |_| {
+        let held = held.clone();
+        async move {
+            let _ = held.acquire().await;
+            answer(200, "own")
+        }
+    })
+    .await;
+    let w = Arc::new(
+        one(address, |r| {
+            r.policy.bulkhead = Some(Bulkhead { limit: 1, ..Default::default() });
+            r.fallback = written(203);
+        })
+        .await,
+    );
+    let (to, first) = (w.address(), get("/x"));
+    let first = tokio::spawn(async move { send(to, first).await.status() });
+    while w.gateway.policy("all").unwrap().bulkhead().load().0 == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(w.get("/x").await.0, 203);
+    release.add_permits(1);
+    assert_eq!(first.await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn a_hedge_goes_to_another_instance_and_the_slow_one_is_let_go() {
+    let slow = service(|_| std::future::pending()).await;
+    let fast = service(|_| async { answer(200, "fast") }).await;
+    let mut r = route("all", "/**", "s");
+    let hedge = weft_policy::spec::HedgeAfter::Time(Duration::from_millis(10));
+    r.policy.hedge = Some(weft_policy::spec::Hedge { after: hedge, max: 1 });
+    let mut s = spec_of("s", weft_mesh::Protocol::Http, &[slow, fast]);
+    s.balance = weft_mesh::Balance::RoundRobin;
+    let w = World::start(gateway(vec![r]), &[s]).await;
+    for _ in 0..6 {
+        assert_eq!(w.get("/x").await, (StatusCode::OK, Bytes::from_static(b"fast")));
+    }
+    let stats = w.gateway.policy("all").unwrap().stats();
+    assert_eq!((stats.hedges, stats.hedges_won, stats.retries), (6, 6, 0), "in turn: each began at the slow one");
+}

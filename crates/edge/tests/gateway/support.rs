@@ -195,6 +195,7 @@ pub fn route(route: &str, path: &str, service: &str) -> RouteSpec {
         to: Target::Service { service: name(service), path: None },
         policy: Policy::builtin(),
         protocols: Default::default(),
+        fallback: None,
     }
 }
 

@@ -103,7 +103,7 @@ async fn a_refusal_of_the_service_passes_and_the_connection_goes_on() {
 #[tokio::test]
 async fn a_websocket_holds_its_place_and_its_span_until_it_ends() {
     let w = one(echo_server().await, |r| {
-        r.policy.bulkhead = Some(Bulkhead { limit: 1, queue: 0, wait: Duration::ZERO });
+        r.policy.bulkhead = Some(Bulkhead { limit: 1, ..Default::default() });
         r.policy.retry = None;
     })
     .await;

@@ -114,10 +114,9 @@ async fn an_instance_that_answers_badly_is_ejected_and_shown_as_such() {
     assert_eq!((sick.requests(), health(&w.mesh, "a", &sick.at())), (5, "ejected"));
     assert_eq!(health(&w.mesh, "a", &steady.at()), "healthy");
     let metrics = w.telemetry.metrics().render_prometheus();
-    for line in [
-        r#"weft_instances{service="a",state="ejected"} 1"#,
-        r#"weft_ejections_total{service="a",reason="errors"} 1"#,
-    ] {
+    for line in
+        [r#"weft_instances{service="a",state="ejected"} 1"#, r#"weft_ejections_total{service="a",reason="errors"} 1"#]
+    {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
 }

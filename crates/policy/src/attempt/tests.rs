@@ -359,8 +359,13 @@ async fn a_bad_answer_waits_for_the_other_attempt_and_when_both_are_bad_the_roun
 
 #[tokio::test(start_paused = true)]
 async fn each_of_a_rounds_attempts_has_its_own_timeout() {
-    let (got, began) = play(&Instance::new(&hedging()), &Context::root(), Replay::Safe, vec![(500, ok(200)), (90, ok(201))]).await;
-    assert_eq!((got.unwrap().answer.0, began), (201, vec![0, 30]), "the first timed out at 100, the second came at 120");
+    let (got, began) =
+        play(&Instance::new(&hedging()), &Context::root(), Replay::Safe, vec![(500, ok(200)), (90, ok(201))]).await;
+    assert_eq!(
+        (got.unwrap().answer.0, began),
+        (201, vec![0, 30]),
+        "the first timed out at 100, the second came at 120"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,9 +66,11 @@ impl Use {
         match self {
             Use::Route => keys::BLOCKS,
             Use::SagaRoute | Use::PublishRoute => &["deadline", "bulkhead", "rate", "idempotency"],
-            Use::Service | Use::Step | Use::Push => {
+            Use::Service | Use::Step => {
                 &["deadline", "attempt_timeout", "retry", "hedge", "breaker", "bulkhead", "rate"]
             }
+            // A push is a POST without a key: it is never sent twice at once.
+            Use::Push => &["deadline", "attempt_timeout", "retry", "breaker", "bulkhead", "rate"],
             Use::Channel => &["retry"],
         }
     }
@@ -390,8 +392,7 @@ impl<'a> Resolver<'a> {
     }
 
     fn adaptive(&mut self, k: &keys::Adaptive) -> spec::Adaptive {
-        let (min, max) =
-            (self.count("bulkhead.adaptive.min", &k.min), self.count("bulkhead.adaptive.max", &k.max));
+        let (min, max) = (self.count("bulkhead.adaptive.min", &k.min), self.count("bulkhead.adaptive.max", &k.max));
         self.row("bulkhead.adaptive.tolerance", k.tolerance.value.0, k.tolerance.span);
         spec::Adaptive { min, max, tolerance: k.tolerance.value.0 }
     }

@@ -162,7 +162,11 @@ fn percent(s: &str) -> Result<Percent, String> {
 
 fn decimal(s: &str) -> Result<Decimal, String> {
     let good = |n: &f64| n.is_finite() && *n >= 0.0;
-    s.parse().ok().filter(good).map(Decimal).ok_or_else(|| format!("'{}' is not a number: write it like 1.9", shorten(s)))
+    s.parse()
+        .ok()
+        .filter(good)
+        .map(Decimal)
+        .ok_or_else(|| format!("'{}' is not a number: write it like 1.9", shorten(s)))
 }
 
 fn rate(s: &str) -> Result<PerTime, String> {

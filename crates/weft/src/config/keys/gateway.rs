@@ -126,6 +126,30 @@ section! {
         "idle" idle: opt(Switch<Duration>),
         /// Policy, above the service's.
         "policy" policy: opt(Policies),
+        /// What is answered when the service failed or was not asked (breaker open, bulkhead full); only on a route to a service.
+        "fallback" fallback: opt(Fallback),
+    }
+}
+
+section! {
+    /// An answer instead of a failure: exactly one of `respond` and `service`. It carries the header `weft-fallback`.
+    Fallback {
+        /// This answer.
+        "respond" respond: opt(Respond),
+        /// What another service answers to the same request, where asking twice is safe.
+        "service" service: opt(Name),
+    }
+}
+
+section! {
+    /// An answer that is written in the file.
+    Respond {
+        /// Its status.
+        "status" status: def(u32, "200"),
+        /// Its header fields.
+        "headers" headers: opt(Conditions),
+        /// Its body.
+        "body" body: opt(String),
     }
 }
 

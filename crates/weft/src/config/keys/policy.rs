@@ -10,9 +10,7 @@ use crate::config::declare::{Declared, Section, section, words};
 use crate::config::node::{Data, Key, Node, Scalar};
 use crate::config::report::Mistake;
 use crate::config::source::At;
-use crate::config::value::{
-    Backoff, Cx, Decimal, PerTime, Percent, Switch, Value, pattern, scalar, shorten,
-};
+use crate::config::value::{Backoff, Cx, Decimal, PerTime, Percent, Switch, Value, pattern, scalar, shorten};
 
 section! {
     /// Limits and reactions, which mean the same on an HTTP route, a gRPC method, a push subscription and a saga step.

@@ -2,7 +2,7 @@
 
 use weft_core::Name;
 use weft_edge::route::{Pattern, RouteError, Segment, Table};
-use weft_edge::spec::{GatewaySpec, ListenSpec, Reply, RouteMatch, RouteSpec, Target};
+use weft_edge::spec::{Fallback, GatewaySpec, ListenSpec, Reply, RouteMatch, RouteSpec, Target};
 
 use super::Lower;
 use crate::config::keys::gateway::{self as keys, Match, Route};
@@ -98,7 +98,19 @@ impl Lower<'_, '_, '_> {
         let mut layers = self.base(service.as_ref());
         layers.extend(layer::written(r.policy.as_ref(), self.policies, on, self.cx));
         self.check_inline(r.policy.as_ref());
-        let (policy, values) = layer::resolve(&layers, on, self.cx.sources);
+        let (mut policy, values) = layer::resolve(&layers, on, self.cx.sources);
+        if on != Use::Route
+            && let Some(bulkhead) = &mut policy.bulkhead
+            && let Some(adaptive) = bulkhead.adaptive.take()
+        {
+            // One that all routes have stays wide open where there are no attempts to go by.
+            bulkhead.limit = adaptive.max;
+            let strongest = layers.iter().rev().find_map(|(from, p)| p.bulkhead.as_ref().map(|b| (from.as_str(), b)));
+            if let Some((from, block)) = strongest.filter(|(from, _)| *from != "policies.default") {
+                let message = format!("{from}: an adaptive bulkhead goes by attempts, and {} makes none", on.spoken());
+                self.say(Mistake::new(block.span, message).help("write a number for its limit"));
+            }
+        }
         let protocols = self.protocols(r);
         if let Some(i) = policy.idempotency.filter(|i| !i.public && !protocols.client_certificate) {
             let block = layers.iter().rev().find_map(|(_, p)| p.idempotency.as_ref());
@@ -112,9 +124,58 @@ impl Lower<'_, '_, '_> {
             );
         }
         let summary = format!("{} {} -> {}", said(&matches.methods), matches.path, target_text(&to));
+        let fallback = self.fallback(r, &to);
         let at = r.name.as_ref().and_then(|n| n.span).unwrap_or(at);
         self.explain("route", name.to_string(), at, summary, values);
-        Some(RouteSpec { name, matches, priority: r.priority.value, to, policy, protocols })
+        Some(RouteSpec { name, matches, priority: r.priority.value, to, policy, protocols, fallback })
+    }
+
+    fn fallback(&mut self, r: &Route, to: &Target) -> Option<Fallback> {
+        let f = r.fallback.as_ref()?;
+        if !matches!(to, Target::Service { .. }) {
+            let message = "'fallback' has no meaning on a route that is not to a service";
+            self.say(Mistake::new(f.span, message).help("leave it out"));
+            return None;
+        }
+        match (&f.value.respond, &f.value.service) {
+            (Some(r), None) => {
+                let (r, span) = (&r.value, r.span);
+                let status = u16::try_from(r.status.value).ok().filter(|s| (200..600).contains(s));
+                if status.is_none() {
+                    let message = format!("{} is not the status of an answer", r.status.value);
+                    self.say(Mistake::new(r.status.span.or(span), message).help("write one from 200 to 599"));
+                }
+                let mut headers = http::HeaderMap::new();
+                for (name, value) in r.headers.iter().flat_map(|h| &h.value.0) {
+                    let text = value.as_deref().unwrap_or_default();
+                    match (name.value.parse::<http::HeaderName>(), http::HeaderValue::from_str(text)) {
+                        (Ok(name), Ok(value)) => drop(headers.append(name, value)),
+                        _ => {
+                            let message = format!("'{}: {text}' is not a header field", name.value);
+                            let help = "names have letters, digits and '-', values visible characters";
+                            self.say(Mistake::new(name.span, message).help(help));
+                        }
+                    }
+                }
+                let status = status.and_then(|s| http::StatusCode::from_u16(s).ok())?;
+                let body = r.body.as_ref().map(|b| b.value.clone()).unwrap_or_default();
+                Some(Fallback::Respond { status, headers, body })
+            }
+            (None, Some(name)) => {
+                self.service(name);
+                Some(Fallback::Service(name.value.clone()))
+            }
+            _ => {
+                if !f.value.broken {
+                    let message = "a fallback is one of respond and service";
+                    self.say(
+                        Mistake::new(f.span, message)
+                            .help("write 'respond: { status: 200, body: ... }' or 'service: NAME'"),
+                    );
+                }
+                None
+            }
+        }
     }
 
     fn route_name(&mut self, r: &Route, matches: &RouteMatch, made: &[RouteSpec], seen: &[(Span, &Route)]) -> Name {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use weft_core::limits;
-use weft_mesh::spec::{Balance, Described, HealthCheck, HealthKind, Outlier, Picking, Protocol, ServiceSpec, UpstreamTls};
+use weft_mesh::spec::{
+    Balance, Described, HealthCheck, HealthKind, Outlier, Picking, Protocol, ServiceSpec, UpstreamTls,
+};
 
 use super::Lower;
 use crate::config::keys::service::{self as keys, Service};

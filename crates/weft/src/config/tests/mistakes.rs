@@ -49,10 +49,7 @@ fn mistakes_in_the_choice_of_instances_are_named_with_their_place() {
         "services: { a: { http: [{ address: '127.0.0.1:1', weight: 20000 }] } }",
         &["1:59 a weight of 20000 is too much | make it at most 10000"],
     );
-    says(
-        "services: { a: { outlier: { stdev: -1 } } }",
-        &["1:36 '-1' is not a number | write it like 1.9"],
-    );
+    says("services: { a: { outlier: { stdev: -1 } } }", &["1:36 '-1' is not a number | write it like 1.9"]);
 }
 
 #[test]
@@ -61,9 +58,47 @@ fn mistakes_in_hedges_windows_and_limits_are_named_with_their_place() {
     says("hedge: p100", "1:25 'p100' is not a percentile | write it like p95, from p1 to p99.9");
     says("hedge: 50", "1:25 '50' has no unit | write '50s' or '50ms'");
     says("hedge: { max: 9 }", "1:32 9 hedges are more than go out beside one attempt | make it at most 8");
-    says("breaker: { window: 0s }", "1:37 a window of no time holds no calls | write how many calls, or how long: '100' or '60s'");
+    says(
+        "breaker: { window: 0s }",
+        "1:37 a window of no time holds no calls | write how many calls, or how long: '100' or '60s'",
+    );
     says("bulkhead: { queue: 1 }", "1:18 bulkhead needs 'limit' | add 'limit:'");
-    says("bulkhead: { adaptive: { min: 9, max: 3 } }", "1:47 the least, 9, is more than the most, 3 | make 'min' at most 'max'");
+    says(
+        "bulkhead: { adaptive: { min: 9, max: 3 } }",
+        "1:47 the least, 9, is more than the most, 3 | make 'min' at most 'max'",
+    );
+}
+
+#[test]
+fn mistakes_in_fallbacks_are_named_with_their_place() {
+    let says = |fallback: &str, expected: &[&str]| {
+        let text = format!(
+            "services: {{ a: }}\ngateway:\n  routes:\n    - match: {{ path: /a }}\n      to: {{ service: a }}\n      fallback: {fallback}\n"
+        );
+        says(&text, expected);
+    };
+    says(
+        "{}",
+        &[
+            "6:7 a fallback is one of respond and service | write 'respond: { status: 200, body: ... }' or 'service: NAME'",
+        ],
+    );
+    says("{ service: b }", &["6:28 unknown service 'b' | did you mean 'a'?"]);
+    says("{ respond: { status: 99 } }", &["6:38 99 is not the status of an answer | write one from 200 to 599"]);
+    says(
+        "{ respond: { headers: { 'a b': c } } }",
+        &["6:41 'a b: c' is not a header field | names have letters, digits and '-', values visible characters"],
+    );
+    super::mistakes("topics: { t: }\ngateway: { routes: [{ match: { path: /a }, to: { topic: t }, policy: { bulkhead: adaptive } }] }")
+        .iter()
+        .find(|m| m.contains("goes by attempts, and a route to a queue or topic makes none"))
+        .expect("nothing is learned there");
+    super::mistakes(
+        "topics: { t: }\ngateway: { routes: [{ match: { path: /a }, to: { topic: t }, fallback: { service: x } }] }",
+    )
+    .iter()
+    .find(|m| m.contains("'fallback' has no meaning on a route that is not to a service"))
+    .expect("a topic has no fallback");
 }
 
 #[test]
@@ -119,7 +154,9 @@ policies: { patient: { deadline: 1s } }"##,
     );
     says(
         "services: { a: { balance: round-robin } }",
-        &["1:27 'round-robin' is not one of least_request, round_robin, peak_ewma, ring_hash, maglev | did you mean 'round_robin'?"],
+        &[
+            "1:27 'round-robin' is not one of least_request, round_robin, peak_ewma, ring_hash, maglev | did you mean 'round_robin'?",
+        ],
     );
     says(
         "services: { a: { health: { interval: 0.5 } } }",

@@ -116,3 +116,29 @@ fn the_worked_example_holds_together() {
     assert_eq!(push.redelivery.attempts, 5);
     assert_eq!(push.push.as_ref().unwrap().policy.breaker.unwrap().window, 20);
 }
+
+#[test]
+fn the_example_of_the_page_on_resilience_says_what_the_page_says() {
+    use weft_edge::spec::Fallback;
+    use weft_mesh::Balance;
+    use weft_policy::spec::HedgeAfter;
+
+    let page = include_str!("../../../../../docs/reference/resilience.md");
+    let yaml = page.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let loaded = load_texts(&[("weft.yaml", yaml)], &[("ZONE", "b")]).unwrap_or_else(|r| panic!("{r}"));
+    let s = &loaded.snapshot;
+    let [catalog, carts, _] = &s.services[..] else { panic!("three services") };
+    assert_eq!((catalog.balance, carts.balance), (Balance::PeakEwma, Balance::Maglev));
+    assert_eq!((catalog.picking.zone.as_deref(), catalog.picking.described.len()), (Some("b"), 2));
+    assert_eq!(catalog.picking.slow_start, Some(Duration::from_secs(30)));
+    assert_eq!(catalog.picking.outlier, Some(weft_mesh::spec::Outlier::default()), "the page writes the defaults");
+    assert_eq!((carts.picking.hash.len(), carts.picking.outlier), (2, Some(weft_mesh::spec::Outlier::default())));
+    let policy = &s.gateway.routes[0].policy;
+    assert_eq!(policy.hedge.unwrap().after, HedgeAfter::Share(0.95));
+    assert_eq!(policy.breaker.unwrap().window_time, Some(Duration::from_secs(60)));
+    assert_eq!(policy.bulkhead.unwrap().adaptive, Some(weft_policy::spec::Adaptive::default()));
+    assert_eq!(s.gateway.routes[0].fallback, Some(Fallback::Service("spare".try_into().unwrap())));
+    assert!(matches!(&s.gateway.routes[1].fallback, Some(Fallback::Respond { body, .. }) if body == "[]"));
+    let off = load_text("services: { a: { outlier: off } }").unwrap();
+    assert_eq!(off.snapshot.services[0].picking.outlier, None);
+}
