@@ -22,6 +22,31 @@ impl Timestamp {
         Duration::from_millis(later.0.saturating_sub(self.0))
     }
 
+    /// The next midnight of UTC.
+    pub fn day_end(self) -> Timestamp {
+        const DAY: u64 = 24 * 3600 * 1000;
+        Self((self.0 / DAY + 1).saturating_mul(DAY))
+    }
+
+    /// The first instant of the next month of UTC.
+    pub fn month_end(self) -> Timestamp {
+        let end = jiff::Timestamp::from_millisecond(i64::try_from(self.0).unwrap_or(i64::MAX)).ok().and_then(|t| {
+            let date = t.to_zoned(jiff::tz::TimeZone::UTC).date();
+            let next = date.last_of_month().tomorrow().ok()?;
+            let at = next.to_zoned(jiff::tz::TimeZone::UTC).ok()?;
+            u64::try_from(at.timestamp().as_millisecond()).ok()
+        });
+        end.map_or(Self(u64::MAX), Self)
+    }
+
+    /// As HTTP writes dates (RFC 9110 5.6.7): `Sun, 06 Nov 1994 08:49:37 GMT`.
+    pub fn http_date(self) -> String {
+        match jiff::Timestamp::from_millisecond(self.0 as i64) {
+            Ok(t) => t.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string(),
+            Err(_) => "Fri, 31 Dec 9999 23:59:59 GMT".to_owned(),
+        }
+    }
+
     /// Parses an RFC 3339 instant.
     pub fn parse(s: &str) -> Option<Self> {
         let t: jiff::Timestamp = s.parse().ok()?;
@@ -59,6 +84,21 @@ impl Clock for SystemClock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_date_of_http_is_in_gmt_with_english_names() {
+        assert_eq!(Timestamp(784_111_777_123).http_date(), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
+
+    #[test]
+    fn days_and_months_end_where_utc_says() {
+        let at = |s: &str| Timestamp::parse(s).unwrap();
+        assert_eq!(at("2024-02-28T23:59:59.999Z").day_end(), at("2024-02-29T00:00:00Z"));
+        assert_eq!(at("2024-02-29T00:00:00Z").day_end(), at("2024-03-01T00:00:00Z"));
+        assert_eq!(at("2024-02-01T00:00:00Z").month_end(), at("2024-03-01T00:00:00Z"));
+        assert_eq!(at("2023-12-31T23:59:59.999Z").month_end(), at("2024-01-01T00:00:00Z"));
+        assert_eq!(Timestamp(u64::MAX).month_end(), Timestamp(u64::MAX));
+    }
 
     #[test]
     fn a_timestamp_prints_as_rfc3339_and_reads_back() {

@@ -123,6 +123,11 @@ pub const REGISTRATION_TTL: (Duration, Duration) = (Duration::from_secs(1), Dura
 /// Bytes of one registration's metadata, keys and values together.
 pub const METADATA_BYTES: usize = 16 << 10;
 
+/// Consumers of one version of one route that are counted apart.
+pub const VERSION_CONSUMERS: usize = 1_000;
+/// Versions of one route.
+pub const VERSIONS: usize = 64;
+
 /// Calls in a breaker's window.
 pub const BREAKER_WINDOW: u32 = 100_000;
 /// A half-open breaker's trial call that has not answered in this time counts as failed.
@@ -133,6 +138,12 @@ pub const HEDGES: u32 = 8;
 pub const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Keys that one rate limit counts apart.
 pub const RATE_KEYS: usize = 65_536;
+/// Rate limits, and quotas, on one thing.
+pub const RATES: usize = 8;
+/// Callers that all quotas of a process count apart at once.
+pub const QUOTA_KEYS: usize = 65_536;
+/// How often what quotas counted is written to the store.
+pub const QUOTA_FLUSH: Duration = Duration::from_secs(1);
 
 /// Steps a saga definition may hold.
 pub const SAGA_STEPS: usize = 1_000;

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use weft_broker::Broker;
-use weft_core::{Class, Classify, Origin, limits};
+use weft_core::{Class, Classify, Clock as _, Origin, SystemClock, limits};
 use weft_flow::Flow;
 use weft_mesh::Mesh;
 use weft_policy::Instance;
@@ -20,13 +20,18 @@ use weft_store::Store;
 use weft_telemetry::metrics::{Counter, Gauge, Histogram};
 use weft_telemetry::{Telemetry, names};
 
+use crate::http::adapt::Adapt;
 use crate::http::body::Body;
 use crate::http::exchange::exchange;
 use crate::http::fallback::Fallback;
 use crate::http::idempotency::Keys;
+use crate::http::limited::Limited;
+use crate::http::quota::Quotas;
+use crate::http::version::Versions;
 use crate::listener::{self, Door, Drain, Drained, Handler, Peer, Settings};
 use crate::route::{RouteError, Table};
 use crate::spec::{GatewaySpec, Idle, ListenSpec, Protocols, RouteSpec, Target};
+use crate::versions::Usage;
 
 /// What the gateway works with.
 #[derive(Clone)]
@@ -55,6 +60,14 @@ pub enum Error {
     /// The addresses in `gateway.listen` are not what they were.
     #[error("gateway.listen changed: listeners are opened at start only, restart to move them")]
     ListenChanged,
+    /// A limit or version of a route does not compile.
+    #[error("route '{route}': {reason}")]
+    Limit {
+        /// Whose.
+        route: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A thread does not start.
     #[error("cannot start a gateway thread: {0}")]
     Thread(std::io::Error),
@@ -78,6 +91,8 @@ pub struct Gateway {
     doors: Vec<Arc<Door>>,
     addresses: Vec<SocketAddr>,
     drains: Vec<Drain>,
+    quotas: Arc<Quotas>,
+    usage: Usage,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -85,7 +100,8 @@ impl Gateway {
     /// Binds the listeners and starts the threads. When it returns, connections are taken.
     pub fn start(threads: usize, spec: &GatewaySpec, deps: Deps) -> Result<Self, Error> {
         let threads = threads.max(1);
-        let running = Arc::new(ArcSwap::from_pointee(Running::compile(spec, &deps.telemetry, None)?));
+        let usage = Usage::new(&deps.telemetry);
+        let running = Arc::new(ArcSwap::from_pointee(Running::compile(spec, &deps.telemetry, &usage, None)?));
         let (mut addresses, mut doors) = (Vec::new(), Vec::new());
         let mut shares: Vec<Vec<Share>> = (0..threads).map(|_| Vec::new()).collect();
         for l in &spec.listen {
@@ -99,14 +115,25 @@ impl Gateway {
             doors.push(door);
         }
         let keys = Arc::new(Keys::new(deps.store.clone()));
+        let quotas = Arc::new(Quotas::new(deps.store.clone(), &deps.telemetry));
         let telemetry = deps.telemetry.clone();
-        let mut started =
-            Self { running, telemetry, listen: spec.listen.clone(), doors, addresses, drains: vec![], threads: vec![] };
+        let mut started = Self {
+            running,
+            telemetry,
+            listen: spec.listen.clone(),
+            doors,
+            addresses,
+            drains: vec![],
+            quotas: quotas.clone(),
+            usage,
+            threads: vec![],
+        };
         for (i, share) in shares.into_iter().enumerate() {
             let (drain, drained) = Drain::new();
             let core = Arc::new(Core {
                 running: started.running.clone(),
                 keys: keys.clone(),
+                quotas: quotas.clone(),
                 deps: deps.clone(),
                 drain: drain.clone(),
             });
@@ -141,7 +168,7 @@ impl Gateway {
         }
         let listeners = spec.listen.iter().zip(&self.doors);
         let doors = listeners.map(|(l, door)| Settings::load(l, Some(&door.settings()))).collect::<Result<_, _>>()?;
-        let running = Running::compile(spec, &self.telemetry, Some(&self.running.load_full()))?;
+        let running = Running::compile(spec, &self.telemetry, &self.usage, Some(&self.running.load_full()))?;
         Ok(Prepared { running, doors })
     }
 
@@ -159,6 +186,11 @@ impl Gateway {
         Ok(())
     }
 
+    /// Who uses which version of what.
+    pub fn usage(&self) -> Usage {
+        self.usage.clone()
+    }
+
     /// The policy in force on a route, for those who show it.
     pub fn policy(&self, route: &str) -> Option<Instance> {
         self.running.load().routes.iter().find(|r| *r.name == *route).map(|r| r.policy.clone())
@@ -174,6 +206,7 @@ impl Gateway {
         if !joined.await.unwrap_or(false) {
             tracing::error!("a gateway thread panicked");
         }
+        self.quotas.flush(SystemClock.now()).await;
     }
 }
 
@@ -198,7 +231,7 @@ struct Share {
 }
 
 async fn thread(share: Vec<Share>, core: Arc<Core>, drain: Drain, drained: Drained, sweeps: bool) {
-    let sweeper = sweeps.then(|| tokio::spawn(core.keys.clone().sweep()));
+    let sweepers = sweeps.then(|| [tokio::spawn(core.keys.clone().sweep()), tokio::spawn(core.quotas.clone().keep())]);
     let mut accepting = Vec::new();
     for s in share {
         accepting.push(tokio::spawn(listener::accept(s.socket, s.door, drain.clone(), Entrance(core.clone()))));
@@ -212,7 +245,7 @@ async fn thread(share: Vec<Share>, core: Arc<Core>, drain: Drain, drained: Drain
             Err(e) => tracing::error!(error = %e, "a listener's task ended"),
         }
     }
-    if let Some(s) = sweeper {
+    for s in sweepers.into_iter().flatten() {
         s.abort();
     }
     if !drained.wait(limits::DRAIN).await {
@@ -235,6 +268,7 @@ impl Handler for Entrance {
 pub(crate) struct Core {
     pub(crate) running: Arc<ArcSwap<Running>>,
     pub(crate) keys: Arc<Keys>,
+    pub(crate) quotas: Arc<Quotas>,
     pub(crate) deps: Deps,
     /// Whoever works for a request holds the core, and so the drain waits for it.
     pub(crate) drain: Drain,
@@ -251,7 +285,7 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    fn compile(spec: &GatewaySpec, telemetry: &Telemetry, old: Option<&Running>) -> Result<Self, Error> {
+    fn compile(spec: &GatewaySpec, telemetry: &Telemetry, usage: &Usage, old: Option<&Running>) -> Result<Self, Error> {
         let table = Table::compile(&spec.routes).map_err(Error::Routes)?;
         let routes = spec.routes.iter().map(|r| {
             let kept = old.and_then(|o| o.routes.iter().find(|k| *k.name == *r.name.as_str()));
@@ -263,9 +297,12 @@ impl Running {
                     fresh
                 }
             };
-            Arc::new(Route::new(r, policy, telemetry))
+            Route::with_versions(r, policy, telemetry, usage).map(Arc::new)
         });
-        let routes = routes.collect();
+        let routes = routes.collect::<Result<_, _>>()?;
+        let running = spec.routes.iter().filter_map(|r| Some((r.name.to_string(), r.versions.as_ref()?)));
+        let running = running.flat_map(|(r, v)| v.known.iter().map(move |v| (r.clone(), v.version.name.clone())));
+        usage.keep(&running.collect::<Vec<_>>());
         let none = RouteSpec {
             name: weft_core::Name::new("none").expect("'none' is a name"),
             matches: Default::default(),
@@ -274,8 +311,9 @@ impl Running {
             policy: Default::default(),
             protocols: Default::default(),
             fallback: None,
+            versions: None,
         };
-        let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry));
+        let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry)?);
         Ok(Self { table, routes, unmatched })
     }
 }
@@ -288,6 +326,12 @@ pub(crate) struct Route {
     pub(crate) policy: Instance,
     pub(crate) protocols: Protocols,
     pub(crate) fallback: Option<Fallback>,
+    /// What its rates and quotas need to know of a request.
+    pub(crate) limited: Option<Box<Limited>>,
+    /// Its versions, when it has several.
+    pub(crate) versions: Option<Box<Versions>>,
+    /// Makes bodies those of another version.
+    pub(crate) adapt: Option<Box<Adapt>>,
     pub(crate) in_flight: Gauge,
     telemetry: Telemetry,
     duration: Histogram,
@@ -301,23 +345,48 @@ const METHODS: [Method; 7] =
     [Method::GET, Method::POST, Method::PUT, Method::DELETE, Method::PATCH, Method::HEAD, Method::OPTIONS];
 
 impl Route {
-    fn new(spec: &RouteSpec, policy: Instance, telemetry: &Telemetry) -> Self {
+    fn new(spec: &RouteSpec, policy: Instance, telemetry: &Telemetry) -> Result<Self, Error> {
         let name = spec.name.as_str();
         let m = telemetry.metrics();
-        Self {
+        let limited = Limited::compile(&spec.policy, name, telemetry)
+            .map_err(|reason| Error::Limit { route: name.to_owned(), reason })?;
+        Ok(Self {
             name: name.into(),
             to: spec.to.clone(),
             policy,
             protocols: spec.protocols.clone(),
             fallback: (spec.fallback.as_ref())
                 .map(|f| Fallback::new(f, m.counter(&names::FALLBACKS, &[("route", name)]))),
+            limited: limited.map(Box::new),
+            versions: None,
+            adapt: None,
             in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
             duration: m.histogram(&names::HTTP_REQUEST_DURATION, &[("route", name)]),
             telemetry: telemetry.clone(),
             answers: (0..500).map(|_| OnceLock::new()).collect(),
             path: spec.matches.path.as_str().into(),
             span_names: Default::default(),
-        }
+        })
+    }
+
+    /// A route and the routes of its versions, which share its policy.
+    fn with_versions(spec: &RouteSpec, policy: Instance, telemetry: &Telemetry, usage: &Usage) -> Result<Self, Error> {
+        let mut route = Self::new(spec, policy.clone(), telemetry)?;
+        let Some(versions) = &spec.versions else { return Ok(route) };
+        let name = spec.name.as_str();
+        let compiled = Versions::compile(versions, &spec.matches.path, name, usage, |i| {
+            let v = &versions.known[i];
+            let mut own = RouteSpec { versions: None, ..spec.clone() };
+            if let (Target::Service { service, .. }, Some(other)) = (&mut own.to, &v.service) {
+                *service = other.clone();
+            }
+            let mut made = Self::new(&own, policy.clone(), telemetry).map_err(|e| e.to_string())?;
+            made.adapt = Adapt::compile(v.request.as_ref(), v.response.as_ref())?.map(Box::new);
+            Ok(Arc::new(made))
+        });
+        let compiled = compiled.map_err(|reason| Error::Limit { route: name.to_owned(), reason })?;
+        route.versions = Some(Box::new(compiled));
+        Ok(route)
     }
 
     /// What a connection may be upgraded to: something where there is a service to go on with.

@@ -10,6 +10,7 @@ pub mod listener;
 pub mod publish;
 pub mod route;
 pub mod spec;
+pub mod versions;
 
 pub use gateway::Gateway;
 pub use spec::{GatewaySpec, RouteMatch, RouteSpec, Target};

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use weft_broker::spec::SubscriptionSpec;
 use weft_core::Name;
 use weft_policy::Policy;
+use weft_policy::version::Version;
 
 /// Listeners and routes.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +51,66 @@ pub struct ClientCertificates {
     pub required: bool,
 }
 
+/// The names that expressions over a request may use.
+pub const REQUEST_NAMES: [&str; 3] = ["request", "principal", "address"];
+
+/// The names that mappings of request bodies may use.
+pub const BODY_NAMES: [&str; 4] = ["body", "request", "principal", "address"];
+/// The names that mappings of answers may use.
+pub const ANSWER_NAMES: [&str; 5] = ["body", "status", "request", "principal", "address"];
+
+/// The versions of an API on a route.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VersionsSpec {
+    /// Where a request says which it means; the first that says one decides.
+    pub from: Vec<VersionFrom>,
+    /// What is meant when nothing is said.
+    pub default: Option<String>,
+    /// In file order.
+    pub known: Vec<VersionSpec>,
+}
+
+/// Where a request says its version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VersionFrom {
+    /// The capture `{version}` of the match's path.
+    Path,
+    /// A header.
+    Header(String),
+    /// `Accept`, by a media type without its version: `application/vnd.shop`.
+    Accept(String),
+    /// A query parameter.
+    Query(String),
+}
+
+/// One version of an API.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VersionSpec {
+    /// Its name and dates.
+    pub version: Version,
+    /// Its service; `None` = the route's.
+    pub service: Option<Name>,
+    /// The path to ask the service for; `None` = the route's.
+    pub path: Option<String>,
+    /// What people read about its end.
+    pub link: Option<String>,
+    /// What replaces it.
+    pub successor: Option<Successor>,
+    /// Makes its request bodies into the service's.
+    pub request: Option<serde_json::Value>,
+    /// Makes the service's answers into its.
+    pub response: Option<serde_json::Value>,
+}
+
+/// What replaces a version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Successor {
+    /// Another version.
+    Version(String),
+    /// Somewhere else.
+    Link(String),
+}
+
 /// One route.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RouteSpec {
@@ -67,6 +128,8 @@ pub struct RouteSpec {
     pub protocols: Protocols,
     /// What it answers when its service did not.
     pub fallback: Option<Fallback>,
+    /// Its versions, when it has several.
+    pub versions: Option<VersionsSpec>,
 }
 
 /// What a route allows of the protocols' own abilities.

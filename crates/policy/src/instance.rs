@@ -13,8 +13,8 @@ use crate::budget::Budget;
 use crate::bulkhead::{Bulkhead, Slot};
 use crate::error::Refused;
 use crate::quantile::Quantile;
-use crate::rate::RateLimit;
-use crate::spec::{HedgeAfter, Policy, Retry};
+use crate::rate::{Ask, Exceeded, RateLimits, Standing};
+use crate::spec::{HedgeAfter, Policy, Rate, Retry};
 
 /// A policy and its counters; cheap to clone, shared by every thread.
 ///
@@ -28,7 +28,7 @@ struct Inner {
     policy: Policy,
     began: Instant,
     bulkhead: Bulkhead,
-    rate: RateLimit,
+    rate: RateLimits,
     breaker: Option<Breaker>,
     budget: Option<Budget>,
     latency: Option<Quantile>,
@@ -79,7 +79,7 @@ impl Instance {
         Self(Arc::new(Inner {
             began: Instant::now(),
             bulkhead: Bulkhead::new(policy.bulkhead),
-            rate: RateLimit::new(policy.rate),
+            rate: RateLimits::new(&policy.rate),
             breaker: policy.breaker.map(Breaker::new),
             budget: budget(policy),
             latency: match policy.hedge.map(|h| h.after) {
@@ -123,19 +123,30 @@ impl Instance {
         self.0.bulkhead.acquire(deadline).await
     }
 
-    /// The rate limit; takes everything when the policy has none.
+    /// The rate limits.
     #[inline]
-    pub fn rate(&self) -> &RateLimit {
+    pub fn rate(&self) -> &RateLimits {
         &self.0.rate
     }
 
-    /// Counts one piece of work against the rate limit.
+    /// Counts one piece of work against every rate limit, all under one key.
     #[inline]
     pub fn check_rate<K: Hash + ?Sized>(&self, key: &K) -> Result<(), Refused> {
-        match self.0.rate.per() {
-            None => Ok(()),
-            Some(_) => self.0.rate.check(key, self.nanos(Instant::now())),
+        if self.0.rate.is_empty() {
+            return Ok(());
         }
+        let taken = self.check_rates(|i, _| Ask { key: self.0.rate.hash(i, key), cost: 1 }, |_, _| {});
+        taken.map_err(|e| Refused::RateLimited { retry_after: e.retry_after })
+    }
+
+    /// Counts one piece of work against every rate limit, or none; as [`RateLimits::check`], now.
+    #[inline]
+    pub fn check_rates(
+        &self,
+        ask: impl FnMut(usize, &Rate) -> Ask,
+        seen: impl FnMut(usize, Standing),
+    ) -> Result<(), Exceeded> {
+        self.0.rate.check(self.nanos(Instant::now()), ask, seen)
     }
 
     /// The breaker, if the policy has one.
@@ -192,9 +203,9 @@ impl Instance {
         use weft_telemetry::names;
         let (policy, stats) = (self.policy(), self.stats());
         let own = [("policy", name)];
-        if let Some(rate) = policy.rate {
+        if !policy.rate.is_empty() {
             out.counter(&names::POLICY_REFUSED, &[own[0], ("reason", "rate-limited")], stats.rate_refused);
-            if rate.per != crate::spec::RatePer::All {
+            if policy.rate.iter().any(|r| r.per != crate::spec::RatePer::All) {
                 out.counter(&names::RATE_CROWDED, &own, stats.rate_crowded);
             }
         }
@@ -282,8 +293,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_policy_refuses_is_told_to_the_metrics_while_the_instance_lives() {
         let metrics = weft_telemetry::Metrics::new();
-        let rate = Rate { limit: 1, period: Duration::from_secs(1), burst: 0, per: RatePer::Principal };
-        let i = Instance::new(&Policy { rate: Some(rate), ..Policy::builtin() });
+        let rate = Rate { per: RatePer::Principal, ..Rate::default() };
+        let i = Instance::new(&Policy { rate: vec![rate], ..Policy::builtin() });
         i.tell(&metrics, "route orders");
         i.tell(&metrics, "route again");
         let _slot = i.acquire(Deadline::NONE).await.unwrap();

@@ -49,10 +49,12 @@ pub mod instance;
 pub mod outcome;
 mod pad;
 pub mod quantile;
+pub mod quota;
 pub mod rate;
 pub mod spec;
 #[cfg(feature = "tower")]
 pub mod tower;
+pub mod version;
 
 #[cfg(all(doctest, feature = "tower"))]
 #[doc = include_str!("../README.md")]

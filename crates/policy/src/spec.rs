@@ -22,8 +22,10 @@ pub struct Policy {
     pub breaker: Option<Breaker>,
     /// Work at once.
     pub bulkhead: Option<Bulkhead>,
-    /// Work per time.
-    pub rate: Option<Rate>,
+    /// Work per time; all must pass.
+    pub rate: Vec<Rate>,
+    /// Work per day or month; all must pass.
+    pub quota: Vec<Quota>,
     /// Idempotency-Key handling.
     pub idempotency: Option<Idempotency>,
 }
@@ -108,28 +110,81 @@ pub struct Adaptive {
     pub tolerance: f64,
 }
 
-/// Work per time (GCRA), by principal or in all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Work per time, counted apart by key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
+    /// As callers read it in `RateLimit`.
+    pub name: String,
     /// How many.
     pub limit: u32,
     /// Per this long.
     pub period: Duration,
-    /// Above the steady rate.
+    /// How.
+    pub algorithm: Algorithm,
+    /// Above the steady rate, for GCRA.
     pub burst: u32,
     /// Counted by.
     pub per: RatePer,
+    /// Bits of an IPv6 address that tell callers apart.
+    pub ipv6_prefix: u8,
+    /// How much one takes (CEL); 1 without it.
+    pub cost: Option<String>,
+    /// Whether callers are told how they stand.
+    pub headers: bool,
 }
 
-/// What a rate counts by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// How a rate counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// A steady flow with bursts.
+    #[default]
+    Gcra,
+    /// So many in any period.
+    Sliding,
+}
+
+/// What a rate or quota counts by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RatePer {
     /// One count for all.
+    #[default]
     All,
     /// A count per principal (anonymous callers: per source address).
     Principal,
     /// A count per source address.
     Address,
+    /// A count per value of a header (without it: per source address).
+    Header(String),
+    /// A count per value of a CEL expression (when it has none: per source address).
+    Expression(String),
+}
+
+/// Work per day or month of UTC; survives a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// As callers read it in `RateLimit`, and as it is stored.
+    pub name: String,
+    /// How many.
+    pub limit: u64,
+    /// In which time.
+    pub period: Calendar,
+    /// Counted by.
+    pub per: RatePer,
+    /// Bits of an IPv6 address that tell callers apart.
+    pub ipv6_prefix: u8,
+    /// How much one takes (CEL); 1 without it.
+    pub cost: Option<String>,
+    /// Whether callers are told how they stand.
+    pub headers: bool,
+}
+
+/// A time of the calendar, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Calendar {
+    /// From midnight to midnight.
+    Day,
+    /// From the first to the first.
+    Month,
 }
 
 /// Idempotency-Key (IETF httpapi draft) on a route.
@@ -153,7 +208,8 @@ impl Policy {
             hedge: None,
             breaker: Some(Breaker::default()),
             bulkhead: Some(Bulkhead::default()),
-            rate: None,
+            rate: Vec::new(),
+            quota: Vec::new(),
             idempotency: None,
         }
     }
@@ -202,6 +258,22 @@ impl Default for Adaptive {
 impl Default for Hedge {
     fn default() -> Self {
         Self { after: HedgeAfter::Share(0.95), max: 1 }
+    }
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self {
+            name: "default".to_owned(),
+            limit: 1,
+            period: Duration::from_secs(1),
+            algorithm: Algorithm::Gcra,
+            burst: 0,
+            per: RatePer::All,
+            ipv6_prefix: 64,
+            cost: None,
+            headers: true,
+        }
     }
 }
 

@@ -28,6 +28,9 @@ metrics! {
     BULKHEAD_LIMIT = Gauge "weft_bulkhead_limit", "Places in the bulkhead, by policy.";
     FALLBACKS = Counter "weft_fallbacks_total", "Answers that a route's fallback gave, by route.";
     RATE_CROWDED = Counter "weft_rate_crowded_total", "Times a caller was counted together with others because the rate's table was full, by policy.";
+    VERSION_REQUESTS = Counter "weft_version_requests_total", "Requests by route and version of its API.";
+    QUOTA_REFUSED = Counter "weft_quota_refused_total", "Requests refused because a quota was used up, by route and quota.";
+    QUOTA_CROWDED = Counter "weft_quota_crowded_total", "Times a caller was counted together with others because the quotas' table was full.";
 
     UPSTREAM_REQUESTS = Counter "weft_upstream_requests_total", "Attempts sent to a service, by service and outcome (success, retryable, overloaded, rejected, fault).";
     UPSTREAM_DURATION = Histogram "weft_upstream_duration_seconds", "From sending an attempt to the head of its answer, by service.";

@@ -6,6 +6,8 @@ mod crash;
 mod gateway;
 #[cfg(not(feature = "no-packages"))]
 mod interop;
+mod limits;
 mod messages;
 mod orders;
 mod support;
+mod versioning;

@@ -101,3 +101,13 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, probe: imp
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
 }
+
+/// The first YAML example of a reference page, with one address in it replaced.
+pub fn page_example(page: &str, address: &str, by: SocketAddr) -> String {
+    let file = weft_tests::process::workspace().join("docs/reference").join(page);
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let example = text.split("```yaml\n").nth(1).and_then(|t| t.split("```").next());
+    let example = example.unwrap_or_else(|| panic!("{page} has no example"));
+    assert!(example.contains(address), "the example of {page} does not call {address}");
+    example.replace(address, &by.to_string())
+}

@@ -13,6 +13,7 @@ pub mod problem;
 pub mod sagas;
 pub mod services;
 pub mod traces;
+pub mod versions;
 
 use std::sync::Arc;
 
@@ -45,6 +46,8 @@ pub struct Api {
     pub ready: Readiness,
     /// The running configuration.
     pub config: Arc<dyn ConfigView>,
+    /// Who uses which version of an API.
+    pub versions: crate::versions::Usage,
     /// Names this API answers for.
     pub hosts: Hosts,
 }
@@ -58,6 +61,7 @@ pub fn router(api: Api) -> Router {
         .merge(sagas::routes())
         .merge(services::routes())
         .merge(traces::routes())
+        .merge(versions::routes())
         .merge(config::routes())
         .merge(health::routes())
         .method_not_allowed_fallback(method_not_allowed)

@@ -50,6 +50,9 @@ pub mod code {
         IDEMPOTENCY_KEY_MISSING = 400 "idempotency-key-missing" "This route needs an Idempotency-Key";
         IDEMPOTENCY_KEY_INVALID = 400 "idempotency-key-invalid" "The Idempotency-Key is not usable";
         IDEMPOTENCY_KEY_ANONYMOUS = 400 "idempotency-key-anonymous" "Anonymous callers may not use an Idempotency-Key here";
+        VERSION_MISSING = 400 "version-missing" "The request does not say which version it means";
+        VERSION_UNKNOWN = 400 "version-unknown" "There is no such version";
+        VERSION_MAPPING = 400 "version-mapping" "A body cannot be adapted between versions";
         LEASE_UNKNOWN = 400 "lease-unknown" "A lease token is not one of Weft's";
         UNAUTHENTICATED = 401 "unauthenticated" "The caller is not known";
         FORBIDDEN_ORIGIN = 403 "forbidden-origin" "Calls from this origin are refused";
@@ -66,12 +69,14 @@ pub mod code {
         IDEMPOTENCY_IN_FLIGHT = 409 "idempotency-key-in-flight" "A request with this Idempotency-Key is still running";
         IDEMPOTENCY_NOT_REPLAYABLE = 409 "idempotency-not-replayable" "The request with this Idempotency-Key ran, its answer was not kept";
         SAGA_COMPENSATED = 409 "saga-compensated" "A step failed and what was done is undone";
+        VERSION_GONE = 410 "version-gone" "The version is no longer served";
         TOO_LARGE = 413 "too-large" "The body is over the limit";
         UNSUPPORTED_MEDIA_TYPE = 415 "unsupported-media-type" "The content type is not accepted here";
         MISDIRECTED = 421 "misdirected-request" "The Host is not one this listener answers for";
         IDEMPOTENCY_KEY_REUSED = 422 "idempotency-key-reused" "The Idempotency-Key was used with another request";
         SAGA_REJECTED = 422 "saga-rejected" "A step refused the request and what was done is undone";
         RATE_LIMITED = 429 "rate-limited" "Too many requests";
+        QUOTA_EXCEEDED = 429 "quota-exceeded" "The quota of this day or month is used up";
         INTERNAL = 500 "internal" "Weft failed; this is a bug";
         OUTCOME_UNKNOWN = 500 "outcome-unknown" "Whether the work was done is not known";
         NOT_IMPLEMENTED = 501 "not-implemented" "This is not supported";
@@ -117,6 +122,12 @@ impl Problem {
     /// Another status than the code's.
     pub fn with_status(mut self, status: StatusCode) -> Self {
         self.0.status = status;
+        self
+    }
+
+    /// Another detail.
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.0.detail = detail.into();
         self
     }
 

@@ -17,10 +17,11 @@ use weft_mesh::Outbound;
 use weft_policy::attempt::{self, Cause, Failure};
 use weft_policy::idempotency;
 use weft_policy::outcome::Judged as _;
-use weft_policy::spec::RatePer;
 
+use super::adapt::Adapt;
 use super::body::Body;
 use super::collect::collect;
+use super::limited::Asking;
 use super::record::Exchange;
 use super::tunnel::Tunnel;
 use super::upgrade::Upgrade;
@@ -72,11 +73,11 @@ pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<
         record.failed(p.code().name, p.detail());
         respond::problem(&p, grpc)
     });
-    let response = match web {
+    let mut response = match web {
         Some(form) => grpc_web::to_web(response, form),
         None => response,
     };
-    record.answered(response.status());
+    record.answered(response.status(), response.headers_mut());
     response.map(|b| b.ends(record))
 }
 
@@ -100,7 +101,7 @@ async fn admitted(
         return Err(Problem::new(code::CLIENT_CERTIFICATE_REQUIRED, "this needs a client certificate"));
     }
     let caller = if grpc { respond::grpc_timeout(&head.headers) } else { None };
-    let ctx = Context {
+    let mut ctx = Context {
         trace,
         principal: peer.principal.clone(),
         deadline: route.policy.deadline(caller.map_or(Deadline::NONE, Deadline::after)),
@@ -109,15 +110,23 @@ async fn admitted(
         baggage: baggage(peer, &head.headers),
     };
 
+    // Which version: the rest is for its own route.
+    let mut route = route;
+    if let Some(versions) = &route.versions {
+        let asked = record.uri().clone();
+        let (own, version) = versions.choose(&asked, &ctx.principal, &mut head, record)?;
+        (route, ctx.version) = (own, Some(version));
+    }
+
     // Admit.
-    let limit = route.policy.rate().per();
-    let within = match limit {
-        None => Ok(()),
-        Some(RatePer::All) => route.policy.check_rate(&()),
-        Some(RatePer::Principal) if ctx.principal != Principal::Anonymous => route.policy.check_rate(&ctx.principal),
-        Some(RatePer::Principal | RatePer::Address) => route.policy.check_rate(&peer.address.ip()),
-    };
-    within.map_err(|r| respond::refused(&r))?;
+    if let Some(limited) = &route.limited {
+        let asking = Asking { ctx: &ctx, peer, head: &head };
+        let counted = match limited.has_quotas() {
+            true => Some(Box::pin(limited.quotas(&core.quotas, &route.name, &route.policy, &asking, record)).await?),
+            false => None,
+        };
+        limited.rates(counted, &core.quotas, &route.policy, &asking, record)?;
+    }
     if let Some(spec) = &route.policy.policy().idempotency
         && upgrade.is_none()
         && let Some(key) = idempotency::key(spec, &ctx).map_err(|r| respond::refused(&r))?
@@ -144,7 +153,7 @@ async fn admitted(
     match &route.to {
         Target::Service { .. } => match upgrade {
             Some(upgrade) => Box::pin(upgraded(core, route, peer, &ctx, head, body, upgrade)).await,
-            None => answered(attempts(core, route, peer, &ctx, head, body, None).await?, route),
+            None => proxied(core, route, peer, &ctx, head, body).await,
         },
         _ => {
             let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
@@ -159,18 +168,59 @@ pub(super) async fn send(
     route: &Route,
     peer: &Peer,
     ctx: &Context,
-    head: Parts,
-    body: Bytes,
+    mut head: Parts,
+    mut body: Bytes,
 ) -> Result<Response<Body>, Problem> {
+    if let (Some(adapt), false) = (&route.adapt, matches!(route.to, Target::Service { .. })) {
+        body = adapt.request(ctx, peer, &mut head, body)?;
+    }
     match &route.to {
-        Target::Service { .. } => answered(attempts(core, route, peer, ctx, head, body.into(), None).await?, route),
+        Target::Service { .. } => proxied(core, route, peer, ctx, head, body.into()).await,
         Target::Topic(t) => super::publish::publish(core, ctx, Channel::Topic(t.clone()), &head, body).await,
         Target::Queue(q) => super::publish::publish(core, ctx, Channel::Queue(q.clone()), &head, body).await,
         Target::Saga { saga, reply } => super::saga::start(core, ctx, saga, *reply, &head, body).await,
     }
 }
 
-/// Passes a request on to a service, attempt by attempt.
+/// Passes a request on to a service.
+async fn proxied(
+    core: &Core,
+    route: &Route,
+    peer: &Peer,
+    ctx: &Context,
+    head: Parts,
+    body: weft_mesh::Body,
+) -> Result<Response<Body>, Problem> {
+    match &route.adapt {
+        None => answered(attempts(core, route, peer, ctx, head, body, None).await?, route),
+        Some(adapt) => Box::pin(adapted(core, route, peer, ctx, head, body, adapt)).await,
+    }
+}
+
+/// Passes a request on with its bodies made those of another version.
+async fn adapted(
+    core: &Core,
+    route: &Route,
+    peer: &Peer,
+    ctx: &Context,
+    mut head: Parts,
+    mut body: weft_mesh::Body,
+    adapt: &Adapt,
+) -> Result<Response<Body>, Problem> {
+    if adapt.maps_requests() {
+        let whole = collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline).await?;
+        body = adapt.request(ctx, peer, &mut head, whole)?.into();
+    } else {
+        adapt.request(ctx, peer, &mut head, Bytes::new())?;
+    }
+    // Mappings of the answer look at the head after it was sent.
+    let (mut asked, ()) = Request::new(()).into_parts();
+    (asked.method, asked.uri, asked.headers) = (head.method.clone(), head.uri.clone(), head.headers.clone());
+    let answer = answered(attempts(core, route, peer, ctx, head, body, None).await?, route)?;
+    adapt.response(ctx, peer, &asked, answer).await
+}
+
+/// Sends to the route's service, attempt by attempt, and to its fallback.
 async fn attempts(
     core: &Core,
     route: &Route,
@@ -325,6 +375,11 @@ fn locate(running: &Running, head: &Parts) -> Result<(usize, Option<Uri>), Probl
         (None, std::borrow::Cow::Owned(p)) => p.as_str(),
         (None, std::borrow::Cow::Borrowed(_)) => return Ok((route, None)),
     };
+    Ok((route, Some(sent_to(&head.uri, to_send, query)?)))
+}
+
+/// A target with another path, and the query that was asked for.
+pub(super) fn sent_to(uri: &Uri, to_send: &str, query: Option<&str>) -> Result<Uri, Problem> {
     let target = match query {
         None => PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(to_send.as_bytes())),
         Some(q) => {
@@ -335,11 +390,10 @@ fn locate(running: &Running, head: &Parts) -> Result<(usize, Option<Uri>), Probl
     let target =
         target.map_err(|e| Problem::new(code::INVALID_PATH, format!("the rewritten path '{to_send}': {e}")))?;
     let mut parts = http::uri::Parts::default();
-    parts.authority = head.uri.authority().cloned();
-    parts.scheme = head.uri.scheme().cloned().or_else(|| parts.authority.as_ref().map(|_| http::uri::Scheme::HTTP));
+    parts.authority = uri.authority().cloned();
+    parts.scheme = uri.scheme().cloned().or_else(|| parts.authority.as_ref().map(|_| http::uri::Scheme::HTTP));
     parts.path_and_query = Some(target);
-    let uri = Uri::from_parts(parts).map_err(|e| Problem::new(code::INVALID_PATH, e.to_string()))?;
-    Ok((route, Some(uri)))
+    Uri::from_parts(parts).map_err(|e| Problem::new(code::INVALID_PATH, e.to_string()))
 }
 
 /// The span of this exchange: under the caller's when the caller is trusted, else the first of a trace.

@@ -3,14 +3,18 @@
 pub(crate) mod exchange;
 pub(crate) mod fallback;
 
+pub(crate) mod adapt;
 pub mod body;
 mod collect;
 mod grpc_web;
 pub mod headers;
 pub(crate) mod idempotency;
+pub(crate) mod limited;
 mod publish;
+pub(crate) mod quota;
 mod record;
 pub mod respond;
 mod saga;
 mod tunnel;
 mod upgrade;
+pub(crate) mod version;

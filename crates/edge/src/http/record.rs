@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 use tokio::time::Instant;
 use weft_core::{Clock as _, SystemClock, Timestamp, Trace};
 use weft_policy::bulkhead::Slot;
@@ -25,6 +25,9 @@ pub(crate) struct Exchange {
     received: u64,
     end: End,
     error: Option<(&'static str, String)>,
+    /// What goes on the answer, whatever it is.
+    fields: Vec<(HeaderName, HeaderValue)>,
+    version: Option<Arc<str>>,
     _slot: Option<Slot>,
 }
 
@@ -61,6 +64,8 @@ impl Exchange {
             received: 0,
             end: End::UnderWay,
             error: None,
+            fields: Vec::new(),
+            version: None,
             _slot: None,
         }
     }
@@ -69,8 +74,25 @@ impl Exchange {
         self._slot = Some(slot);
     }
 
-    pub(super) fn answered(&mut self, status: StatusCode) {
+    /// What the client asked for.
+    pub(super) fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    pub(super) fn version(&mut self, version: Arc<str>) {
+        self.version = Some(version);
+    }
+
+    /// Adds a field to the answer, whatever it will be.
+    pub(super) fn field(&mut self, name: HeaderName, value: HeaderValue) {
+        self.fields.push((name, value));
+    }
+
+    pub(super) fn answered(&mut self, status: StatusCode, headers: &mut HeaderMap) {
         self.status = status;
+        for (name, value) in self.fields.drain(..) {
+            headers.append(name, value);
+        }
     }
 
     pub(super) fn failed(&mut self, code: &'static str, detail: &str) {
@@ -140,6 +162,9 @@ impl Drop for Exchange {
             attributes: Vec::with_capacity(7),
         };
         span.set("weft.route", Value::Text(Text::Shared(self.route.name.clone())));
+        if let Some(version) = self.version.take() {
+            span.set("weft.version", Value::Text(Text::Shared(version)));
+        }
         span.set("url.path", self.uri.path().to_owned());
         span.set("http.response.status_code", self.status.as_u16());
         span.set("http.response.body.size", self.bytes as i64);

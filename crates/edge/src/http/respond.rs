@@ -83,7 +83,12 @@ const MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 fn grpc_status(c: Code) -> u16 {
     match c {
         code::DEADLINE_EXCEEDED | code::UPSTREAM_TIMEOUT => 4,
-        code::RATE_LIMITED | code::TOO_LARGE | code::BULKHEAD_FULL | code::BULKHEAD_WAIT | code::OVERLOADED => 8,
+        code::RATE_LIMITED
+        | code::QUOTA_EXCEEDED
+        | code::TOO_LARGE
+        | code::BULKHEAD_FULL
+        | code::BULKHEAD_WAIT
+        | code::OVERLOADED => 8,
         code::IDEMPOTENCY_IN_FLIGHT => 10,
         code::IDEMPOTENCY_KEY_REUSED | code::PRECONDITION_FAILED => 9,
         code::ROUTE_NOT_FOUND | code::METHOD_NOT_ALLOWED | code::NOT_IMPLEMENTED | code::UNSUPPORTED_MEDIA_TYPE => 12,

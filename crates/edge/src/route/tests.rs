@@ -10,6 +10,7 @@ fn spec(path: &str) -> RouteSpec {
         matches: RouteMatch { path: path.into(), ..RouteMatch::default() },
         priority: 0,
         to: Target::Queue(Name::new("q").unwrap()),
+        versions: None,
         policy: Policy::default(),
         protocols: Default::default(),
         fallback: None,

@@ -28,6 +28,7 @@ async fn serve() -> (World, Readiness, std::net::SocketAddr) {
         store: w.store.clone(),
         ready: ready.clone(),
         config: std::sync::Arc::new(Config),
+        versions: w.gateway.usage(),
         hosts: Hosts::default(),
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -8,6 +8,7 @@ mod floods;
 mod grpc;
 mod grpc_web;
 mod idempotency;
+mod limits;
 mod protocols;
 mod proxying;
 mod resilience;

@@ -8,7 +8,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::{Semaphore, mpsc};
 use weft_core::limits;
-use weft_policy::spec::{Breaker, Bulkhead, Rate, RatePer, Retry};
+use weft_policy::spec::{Breaker, Bulkhead, Rate, Retry};
 
 use crate::support::*;
 
@@ -159,7 +159,7 @@ async fn a_place_in_the_bulkhead_is_held_until_the_answer_ends() {
 async fn over_the_rate_is_429_with_retry_after() {
     let (_, address) = counting(0, 200);
     let w = one(address.await, |r| {
-        r.policy.rate = Some(Rate { limit: 1, period: Duration::from_secs(3600), burst: 1, per: RatePer::All });
+        r.policy.rate = vec![Rate { period: Duration::from_secs(3600), burst: 1, ..Rate::default() }];
     })
     .await;
     let mut statuses = Vec::new();

@@ -196,6 +196,7 @@ pub fn route(route: &str, path: &str, service: &str) -> RouteSpec {
         policy: Policy::builtin(),
         protocols: Default::default(),
         fallback: None,
+        versions: None,
     }
 }
 

@@ -382,7 +382,8 @@ pub fn policy() -> Policy {
         hedge: None,
         breaker: None,
         bulkhead: None,
-        rate: None,
+        rate: Vec::new(),
+        quota: Vec::new(),
         idempotency: None,
     }
 }

@@ -10,7 +10,7 @@ use weft_core::{Class, Context, limits};
 use weft_mesh::{CallError, Error, Protocol};
 use weft_policy::attempt::{Cause, Stop};
 use weft_policy::outcome::Judged as _;
-use weft_policy::spec::{Breaker, Rate, RatePer, Retry};
+use weft_policy::spec::{Breaker, Rate, Retry};
 use weft_policy::{Instance, Policy};
 
 use crate::support::*;
@@ -101,8 +101,8 @@ async fn a_call_over_the_rate_is_refused_unsent_and_says_when_to_come_back() {
     let server = serve(Speaks::H1, async |_| status(200)).await;
     let w = world();
     w.mesh.apply(&[service("a", Protocol::Http, &[&server.at()])]).unwrap();
-    let rate = Rate { limit: 1, period: Duration::from_secs(3_600), burst: 0, per: RatePer::All };
-    let p = Instance::new(&Policy { rate: Some(rate), ..policy() });
+    let rate = Rate { period: Duration::from_secs(3_600), ..Rate::default() };
+    let p = Instance::new(&Policy { rate: vec![rate], ..policy() });
     assert_eq!(w.mesh.call(&Context::root(), "a", get_request(), &p).await.unwrap().status.as_u16(), 200);
     let e: CallError = w.mesh.call(&Context::root(), "a", get_request(), &p).await.unwrap_err();
     assert_eq!((e.attempts, e.outcome().failure), (0, Some(Class::Overloaded)), "{e}");

@@ -57,7 +57,8 @@ fn policy() -> Policy {
         hedge: None,
         breaker: None,
         bulkhead: None,
-        rate: None,
+        rate: Vec::new(),
+        quota: Vec::new(),
         idempotency: None,
     }
 }

@@ -5,11 +5,13 @@
 
 mod channels;
 mod client;
+mod diff;
 mod local;
 mod sagas;
 mod services;
 mod table;
 mod trace;
+mod versions;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -40,6 +42,8 @@ enum Command<U: Args> {
     Explain(local::ExplainArgs),
     /// Prints the JSON Schema of weft.yaml, for completion in editors
     Schema(local::SchemaArgs),
+    /// Compares two OpenAPI or .proto files and names what breaks callers
+    Diff(diff::DiffArgs),
     /// Prints the version
     Version,
     #[command(flatten)]
@@ -63,6 +67,8 @@ enum Ask {
     Sagas(sagas::SagasArgs),
     /// Shows a trace as a tree
     Trace(trace::TraceArgs),
+    /// Shows who uses which version of the APIs behind the gateway
+    Versions(versions::VersionsArgs),
 }
 
 /// Options of every command that asks a running Weft.
@@ -91,6 +97,7 @@ pub fn main<U: Args>(up: fn(U) -> ExitCode) -> ExitCode {
         Command::Check(args) => return local::check(&args),
         Command::Explain(args) => return local::explain(&args),
         Command::Schema(args) => return local::schema(&args),
+        Command::Diff(args) => return diff::run(&args),
         Command::Version => return print(&format!("weft {}\n", env!("CARGO_PKG_VERSION"))),
         Command::Ask(ask) => ask,
     };
@@ -122,6 +129,7 @@ impl Ask {
             Ask::Receive(args) => channels::receive(args).await,
             Ask::Sagas(args) => sagas::run(args).await,
             Ask::Trace(args) => trace::run(args).await,
+            Ask::Versions(args) => versions::run(args).await,
         }
     }
 }

@@ -65,7 +65,7 @@ impl Use {
     pub fn blocks(self) -> &'static [&'static str] {
         match self {
             Use::Route => keys::BLOCKS,
-            Use::SagaRoute | Use::PublishRoute => &["deadline", "bulkhead", "rate", "idempotency"],
+            Use::SagaRoute | Use::PublishRoute => &["deadline", "bulkhead", "rate", "quota", "idempotency"],
             Use::Service | Use::Step => {
                 &["deadline", "attempt_timeout", "retry", "hedge", "breaker", "bulkhead", "rate"]
             }
@@ -145,6 +145,7 @@ fn blocks(p: &Policy) -> Vec<(&'static str, Option<Span>)> {
         one("breaker", &p.breaker),
         one("bulkhead", &p.bulkhead),
         one("rate", &p.rate),
+        one("quota", &p.quota),
         one("idempotency", &p.idempotency),
     ]
     .into_iter()
@@ -189,6 +190,7 @@ pub(super) fn check(p: &Policy, cx: &mut Cx<'_>) {
         let message = format!("{} hedges are more than go out beside one attempt", h.max.value);
         cx.say(Mistake::new(h.max.span, message).help(format!("make it at most {}", limits::HEDGES)));
     }
+    super::limit::check(p, cx);
     for (name, block) in [("deadline", &p.deadline), ("attempt_timeout", &p.attempt_timeout)] {
         if let Some(At { value: Switch::On(Duration::ZERO), span }) = block {
             cx.say(Mistake::new(*span, format!("{name} of 0 leaves no time at all")).help("write 'off' for no limit"));
@@ -229,7 +231,12 @@ pub(super) fn resolve(layers: &[Layer<'_>], on: Use, sources: &Sources) -> (Effe
                 Some(b)
             },
         ),
-        rate: r.block(("rate", on, layers, |p| &p.rate), |r, k, _| r.rate(k), |r| r.off("rate")),
+        rate: r
+            .block(("rate", on, layers, |p| &p.rate), |r, k, _| r.rates(&k.0), |r| r.off("rate"))
+            .unwrap_or_default(),
+        quota: r
+            .block(("quota", on, layers, |p| &p.quota), |r, k, _| r.quotas(&k.0), |r| r.off("quota"))
+            .unwrap_or_default(),
         idempotency: r.block(
             ("idempotency", on, layers, |p| &p.idempotency),
             |r, k, _| r.idempotency(&k.0),
@@ -407,26 +414,6 @@ impl<'a> Resolver<'a> {
             }
         };
         spec::Hedge { after, max: self.count("hedge.max", &k.max) }
-    }
-
-    fn rate(&mut self, k: &keys::Rate) -> spec::Rate {
-        let super::value::PerTime(limit, period) = k.limit.value;
-        let per = match format_duration(period).as_str() {
-            "1s" => "s".to_owned(),
-            "1m" => "m".to_owned(),
-            "1h" => "h".to_owned(),
-            "1d" => "d".to_owned(),
-            other => other.to_owned(),
-        };
-        self.row("rate.limit", format!("{limit}/{per}"), k.limit.span);
-        self.row("rate.burst", k.burst.value, k.burst.span);
-        let (per, word) = match k.per.value {
-            keys::RatePer::All => (spec::RatePer::All, "all"),
-            keys::RatePer::Principal => (spec::RatePer::Principal, "principal"),
-            keys::RatePer::Address => (spec::RatePer::Address, "address"),
-        };
-        self.row("rate.per", word, k.per.span);
-        spec::Rate { limit, period, burst: k.burst.value, per }
     }
 
     fn idempotency(&mut self, k: &keys::Idempotency) -> spec::Idempotency {

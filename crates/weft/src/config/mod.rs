@@ -9,6 +9,7 @@ mod expr;
 mod files;
 mod keys;
 mod layer;
+mod limit;
 mod lower;
 mod node;
 mod report;
@@ -35,6 +36,34 @@ use files::Input;
 use keys::root::Configuration;
 use node::Node;
 use value::{Cx, Value};
+
+/// Reads YAML that is no configuration as JSON; the error says where it is broken.
+pub(crate) fn yaml_to_json(text: &str) -> Result<serde_json::Value, String> {
+    use node::Data;
+    use serde_json::Value as Json;
+    fn json(node: &Node) -> Json {
+        match &node.data {
+            Data::Map(m) => Json::Object(m.iter().map(|(k, v)| (k.text.clone(), json(v))).collect()),
+            Data::List(l) => l.iter().map(json).collect(),
+            Data::Scalar(s) if s.plain && matches!(s.text.as_str(), "" | "~") => Json::Null,
+            Data::Scalar(s) if s.plain => serde_json::from_str(&s.text)
+                .ok()
+                .filter(|v: &Json| !v.is_string())
+                .unwrap_or_else(|| s.text.clone().into()),
+            Data::Scalar(s) => s.text.clone().into(),
+        }
+    }
+    let mut sources = Sources::default();
+    sources.add(Path::new(""), text.to_owned());
+    let mut mistakes = Vec::new();
+    // `${...}` means nothing here.
+    let root = node::parse(text, 0, &|name| Some(format!("${{{name}}}")), &mut mistakes);
+    if let Some(m) = mistakes.first() {
+        let at = m.at.map(|s| sources.place(s)).map(|p| format!("line {}, column {}: ", p.line, p.column));
+        return Err(format!("{}{}", at.unwrap_or_default(), m.message));
+    }
+    Ok(root.as_ref().map_or(Json::Null, json))
+}
 
 /// A configuration that holds together.
 #[derive(Clone, Debug)]

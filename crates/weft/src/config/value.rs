@@ -127,6 +127,14 @@ pub(super) struct Decimal(pub f64);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct PerTime(pub u32, pub Duration);
 
+/// A whole number, with `k`, `M` or `G` for thousands: `10k`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Amount(pub u64);
+
+/// A day (its first instant in UTC) or an instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Date(pub weft_core::Timestamp);
+
 /// `50ms..2s`, or one duration for both ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Backoff {
@@ -177,6 +185,27 @@ fn rate(s: &str) -> Result<PerTime, String> {
     }
 }
 
+fn amount(s: &str) -> Result<Amount, String> {
+    let (digits, times) = match s.as_bytes().last() {
+        Some(b'k' | b'K') => (&s[..s.len() - 1], 1_000),
+        Some(b'M') => (&s[..s.len() - 1], 1_000_000),
+        Some(b'G') => (&s[..s.len() - 1], 1_000_000_000),
+        _ => (s, 1),
+    };
+    let n = digits.trim().parse::<u64>().ok().and_then(|n| n.checked_mul(times));
+    match n {
+        Some(0) => Err("a quota of 0 lets nothing through: write at least 1".to_owned()),
+        Some(n) => Ok(Amount(n)),
+        None => Err(format!("'{}' is not a number: write it like 500, 10k or 5M", shorten(s))),
+    }
+}
+
+fn date(s: &str) -> Result<Date, String> {
+    let at = weft_core::Timestamp::parse(s).or_else(|| weft_core::Timestamp::parse(&format!("{s}T00:00:00Z")));
+    at.map(Date)
+        .ok_or_else(|| format!("'{}' is not a date: write it like 2026-03-31 or 2026-03-31T12:00:00Z", shorten(s)))
+}
+
 fn whole<T: TryFrom<i128>>(s: &str, least: i128, most: i128) -> Result<T, String> {
     let n: i128 = s.parse().map_err(|_| format!("'{}' is not a whole number: write digits alone", shorten(s)))?;
     let wrong = |word: &str, bound: i128| {
@@ -217,6 +246,8 @@ values! {
     Percent, "percentage", pattern(r"[0-9]+(?:\.[0-9]+)? *%"), percent;
     Decimal, "number with a fraction", json!({"anyOf": [{"type": "number", "minimum": 0}, pattern(r"[0-9]+(?:\.[0-9]+)?")]}), decimal;
     PerTime, "rate", pattern(r"[0-9]+ */ *[smhd]"), rate;
+    Amount, "number such as `10k`", json!({"anyOf": [{"type": "integer", "minimum": 1}, pattern("[0-9]+ *[kKMG]?")]}), amount;
+    Date, "date", pattern(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T.+)?"), date;
     Name, "name", pattern("[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), Name::new;
     SocketAddr, "listen address", pattern(r".+:[0-9]+"), socket;
     Address, "address", pattern(r".+:[0-9]+|unix:/.+"), |s| s.parse::<Address>();

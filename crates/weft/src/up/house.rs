@@ -142,6 +142,7 @@ impl House {
             flow: self.flow.clone(),
             ready: self.ready.clone(),
             config: Arc::new(self.view.clone()),
+            versions: self.gateway.usage(),
             hosts: Hosts::default(),
         };
         let router = api::router(api);

@@ -9,9 +9,10 @@ use weft_core::Name;
 
 use super::policy::Policies;
 use crate::config::declare::{Declared, section, words};
+use crate::config::expr::Template;
 use crate::config::node::{Data, Node};
 use crate::config::source::{At, Span};
-use crate::config::value::{Cx, Many, Switch, Value, scalar};
+use crate::config::value::{Cx, Date, Many, Named, Switch, Value, scalar};
 
 section! {
     /// Where requests come in and where they go.
@@ -22,6 +23,8 @@ section! {
         "insecure" insecure: def(bool, "false"),
         /// What goes where. The most specific match wins; of equal ones, the first.
         "routes" routes: opt(Routes),
+        /// Sets of versions that routes share by name.
+        "versions" versions: opt(Named<Versions>),
     }
 }
 
@@ -124,6 +127,8 @@ section! {
         "upgrade" upgrade: opt(Switch<Many<String>>),
         /// How long an answer's stream or an upgraded connection may be silent. Without it an upgraded connection 5 minutes, a stream as long as it likes.
         "idle" idle: opt(Switch<Duration>),
+        /// Versions of its API: the name of one of `gateway.versions`, or written here.
+        "versions" versions: opt(VersionsUse),
         /// Policy, above the service's.
         "policy" policy: opt(Policies),
         /// What is answered when the service failed or was not asked (breaker open, bulkhead full); only on a route to a service.
@@ -182,6 +187,91 @@ section! {
         "queue" queue: opt(Name),
         /// A topic; the body is published.
         "topic" topic: opt(Name),
+    }
+}
+
+section! {
+    /// The versions of an API.
+    Versions {
+        /// Where a request says which version it means. The first that says one decides.
+        "from" from: req(Many<VersionFrom>),
+        /// What is meant when nothing is said. Without it such requests are refused.
+        "default" default: opt(String),
+        /// The versions, by name: `1` (also said `v1`), `2.1`, `2024-05-01`.
+        "known" known: req(Named<Version>),
+    }
+}
+
+words! {
+    /// The capture `{version}` of the match's path.
+    InPath { "path" Path }
+}
+
+section! {
+    /// Where a request says its version: exactly one of these. `path` alone is the capture `{version}` of the match's path.
+    VersionFrom short "path" {
+        /// `path`: the capture `{version}` of the match's path, with or without a `v` before it.
+        "path" path: opt(InPath),
+        /// The name of a header.
+        "header" header: opt(String),
+        /// A media type without its version: of `application/vnd.shop`, `application/vnd.shop.v2+json` and `application/json;version=2` say 2.
+        "accept" accept: opt(String),
+        /// The name of a query parameter.
+        "query" query: opt(String),
+    }
+}
+
+section! {
+    /// One version of an API.
+    Version {
+        /// Its service, and the path to ask it for. What is left out is the route's.
+        "to" to: opt(VersionTo),
+        /// Since or from when on it is deprecated: answers say `Deprecation`.
+        "deprecated" deprecated: opt(Date),
+        /// When it ends: until then answers say `Sunset`, from then on they are 410.
+        "sunset" sunset: opt(Date),
+        /// A page about its end.
+        "link" link: opt(String),
+        /// The version that replaces it, or where to go: `/other` or `https://...`.
+        "successor" successor: opt(String),
+        /// Makes its request bodies into the service's: JSON of expressions over `body`, `request`, `principal` and `address`.
+        "request" request: opt(Template),
+        /// Makes the service's answers into its own: JSON of expressions over the same, and `status`.
+        "response" response: opt(Template),
+    }
+}
+
+section! {
+    /// Where a version is served.
+    VersionTo {
+        /// A service; without it the route's.
+        "service" service: opt(Name),
+        /// The path to ask it for; without it the route's.
+        "path" path: opt(String),
+    }
+}
+
+/// The name of shared versions, or versions.
+#[derive(Clone, Debug)]
+pub(in crate::config) enum VersionsUse {
+    /// One of `gateway.versions`.
+    Named(At<Name>),
+    /// Written in place.
+    Inline(Box<Versions>),
+}
+
+impl Value for VersionsUse {
+    fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match &node.data {
+            Data::Scalar(s) if !s.text.is_empty() => At::read(node, cx).map(VersionsUse::Named),
+            _ => Versions::read(node, cx).map(|v| VersionsUse::Inline(Box::new(v))),
+        }
+    }
+    fn schema(declared: &mut Declared) -> Json {
+        json!({"anyOf": [Name::schema(declared), declared.section::<Versions>()]})
+    }
+    fn kind() -> String {
+        format!("name of versions, or {}", Versions::kind())
     }
 }
 

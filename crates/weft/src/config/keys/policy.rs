@@ -7,10 +7,13 @@ use serde_json::{Value as Json, json};
 use weft_core::Name;
 
 use crate::config::declare::{Declared, Section, section, words};
+use crate::config::expr::Cel;
 use crate::config::node::{Data, Key, Node, Scalar};
 use crate::config::report::Mistake;
 use crate::config::source::At;
-use crate::config::value::{Backoff, Cx, Decimal, PerTime, Percent, Switch, Value, pattern, scalar, shorten};
+use crate::config::value::{
+    Amount, Backoff, Cx, Decimal, Many, PerTime, Percent, Switch, Value, pattern, scalar, shorten,
+};
 
 section! {
     /// Limits and reactions, which mean the same on an HTTP route, a gRPC method, a push subscription and a saga step.
@@ -28,8 +31,10 @@ section! {
         "breaker" breaker: opt(Switch<Breaker>),
         /// Work at once; more is refused with 503.
         "bulkhead" bulkhead: opt(Switch<Bulkhead>),
-        /// Work per time; more is refused with 429.
-        "rate" rate: opt(Switch<Rate>),
+        /// Work per time; more is refused with 429. Of several limits all must pass.
+        "rate" rate: opt(Switch<Many<Rate>>),
+        /// Work per day or month, which survives a restart; more is refused with 429. On routes only.
+        "quota" quota: opt(Switch<Many<Quota>>),
         /// `Idempotency-Key` on requests: the second with the same key gets the first one's answer.
         "idempotency" idempotency: opt(Switch<IdempotencyUse>),
     }
@@ -202,8 +207,18 @@ section! {
 }
 
 words! {
-    /// What a rate counts by.
-    RatePer { "all" All, "principal" Principal, "address" Address }
+    /// What a rate or quota counts by.
+    RatePer { "all" All, "principal" Principal, "address" Address, "api_key" ApiKey }
+}
+
+words! {
+    /// How a rate counts.
+    Algorithm { "gcra" Gcra, "sliding" Sliding }
+}
+
+words! {
+    /// A time of the calendar, in UTC.
+    Calendar { "day" Day, "month" Month }
 }
 
 section! {
@@ -211,10 +226,48 @@ section! {
     Rate short "limit" {
         /// The steady rate.
         "limit" limit: req(PerTime),
-        /// How many above it at once.
+        /// `gcra`: a steady flow with bursts; `sliding`: so many in any period.
+        "algorithm" algorithm: def(Algorithm, "gcra"),
+        /// How many above the steady rate at once (`gcra`).
         "burst" burst: def(u32, "0"),
-        /// One count for all, one per principal (anonymous callers: per source address), or one per source address.
-        "per" per: def(RatePer, "all"),
+        /// One count for all (the default), one per principal, one per source address, or one per `X-Api-Key`. Callers without a principal or key are counted by source address.
+        "per" per: opt(RatePer),
+        /// In place of `per`: a count per value of this header. Callers without it are counted by source address.
+        "header" header: opt(String),
+        /// In place of `per`: a count per value of this expression over `request`, `principal` and `address`.
+        "key" key: opt(Cel),
+        /// Bits of an IPv6 address that tell callers apart.
+        "ipv6_prefix" ipv6_prefix: def(u32, "64"),
+        /// How much a request takes, as an expression over `request`, `principal` and `address`. Without it 1.
+        "cost" cost: opt(Cel),
+        /// What callers know it by. Without it `default`, or what it counts by where there are several.
+        "name" name: opt(Name),
+        /// Tells callers how they stand, in `RateLimit` and `RateLimit-Policy`.
+        "headers" headers: def(bool, "true"),
+    }
+}
+
+section! {
+    /// Work per day or month of UTC.
+    Quota {
+        /// How many in the period: `10k`, `5M`.
+        "limit" limit: req(Amount),
+        /// `day`: from midnight to midnight of UTC; `month`: from the first to the first.
+        "per" per: req(Calendar),
+        /// As `per` of a rate.
+        "by" by: def(RatePer, "principal"),
+        /// In place of `by`, as of a rate.
+        "header" header: opt(String),
+        /// In place of `by`, as of a rate.
+        "key" key: opt(Cel),
+        /// Bits of an IPv6 address that tell callers apart.
+        "ipv6_prefix" ipv6_prefix: def(u32, "64"),
+        /// How much a request takes, as of a rate.
+        "cost" cost: opt(Cel),
+        /// What callers know it by, and what its counts are stored under. Without it `day` or `month`.
+        "name" name: opt(Name),
+        /// Tells callers how they stand, in `RateLimit` and `RateLimit-Policy`.
+        "headers" headers: def(bool, "true"),
     }
 }
 

@@ -127,7 +127,8 @@ impl Lower<'_, '_, '_> {
         let fallback = self.fallback(r, &to);
         let at = r.name.as_ref().and_then(|n| n.span).unwrap_or(at);
         self.explain("route", name.to_string(), at, summary, values);
-        Some(RouteSpec { name, matches, priority: r.priority.value, to, policy, protocols, fallback })
+        let versions = self.versions(r, &matches, &to);
+        Some(RouteSpec { name, matches, priority: r.priority.value, to, policy, protocols, fallback, versions })
     }
 
     fn fallback(&mut self, r: &Route, to: &Target) -> Option<Fallback> {

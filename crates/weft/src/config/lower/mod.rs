@@ -6,6 +6,7 @@ mod gateway;
 mod protocols;
 mod sagas;
 mod services;
+mod versions;
 
 use serde::Serialize;
 use weft_core::Name;

@@ -58,7 +58,7 @@ fn off_turns_a_block_off_and_a_single_value_is_its_main_key() {
     let loaded = load_text(LAYERS).unwrap();
     let off = route(&loaded, "off");
     assert_eq!(off.retry, None);
-    let rate = off.rate.unwrap();
+    let rate = &off.rate[0];
     assert_eq!((rate.limit, rate.period, rate.burst), (5, Duration::from_secs(60), 0));
 }
 
@@ -123,6 +123,7 @@ fn explain_names_the_layer_and_the_line_of_every_value() {
             "bulkhead.queue = 0 | built-in | -",
             "bulkhead.wait = 0s | built-in | -",
             "rate = off | built-in | -",
+            "quota = off | built-in | -",
             "idempotency = off | built-in | -",
         ]
     );

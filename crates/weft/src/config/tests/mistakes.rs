@@ -207,7 +207,7 @@ fn mistakes_in_policies_are_named_with_their_place() {
     says("policies: { p: { rate: 0/s } }", &["1:24 a rate of 0 lets nothing through | write at least 1/s"]);
     says(
         "policies: { p: { rate: { limit: 5/s, per: user } } }",
-        &["1:43 'user' is not one of all, principal, address | write one of all, principal, address"],
+        &["1:43 'user' is not one of all, principal, address, api_key | write one of all, principal, address, api_key"],
     );
     says(
         "policies: { p: { idempotency: always } }",
@@ -216,7 +216,7 @@ fn mistakes_in_policies_are_named_with_their_place() {
     says(
         "policies: { p: { cahce: {} } }",
         &[
-            "1:18 unknown key 'cahce' in policy | known keys: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate, idempotency",
+            "1:18 unknown key 'cahce' in policy | known keys: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate, quota, idempotency",
         ],
     );
 }
@@ -309,8 +309,8 @@ policies: { p: { breaker: off } }"##,
             "13:54 path 'x' must start with '/' | write '/x'",
             "14:54 path '/{**}' uses '{**}', which the route's path does not capture | the match's path captures nothing: capture with {name} or /**",
             "15:54 path '/{x' has a '{' without its '}' | write {name} for a segment, /** for the rest",
-            "16:65 'retry' has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, idempotency",
-            "17:57 policy 'p' sets 'breaker', which has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, idempotency",
+            "16:65 'retry' has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, quota, idempotency",
+            "17:57 policy 'p' sets 'breaker', which has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, quota, idempotency",
             "17:60 unknown policy '5s' | known policies: p",
             "17:64 expected the name of a policy, or a policy, found a list | ",
         ],
@@ -648,4 +648,109 @@ fn a_certificate_that_cannot_be_used_is_a_mistake_before_anything_starts() {
 pub(super) fn made() -> (String, String) {
     let made = rcgen::generate_simple_self_signed(vec!["shop.test".into()]).unwrap();
     (made.cert.pem(), made.signing_key.serialize_pem())
+}
+
+#[test]
+fn mistakes_in_rates_and_quotas_are_named_with_their_place() {
+    let policy = |text: &str| format!("policies: {{ p: {{ {text} }} }}");
+    says(
+        &policy("rate: { limit: 5/s, per: all, header: x }"),
+        &["1:56 'per' and 'header' both say what is counted apart | keep one of them"],
+    );
+    says(
+        &policy("rate: [ { limit: 5/s, algorithm: sliding, burst: 3 }, { limit: 1/h, header: 'a b' } ]"),
+        &[
+            "1:67 'burst' has no meaning with 'algorithm: sliding' | leave it out: the whole limit may come at once",
+            "1:94 'a b' is not the name of a header | use letters, digits and '-'",
+        ],
+    );
+    says(
+        &policy("rate: { limit: 5/s, key: requst.path, ipv6_prefix: 129 }"),
+        &[
+            "1:43 unknown name 'requst' | did you mean 'request'?; known here: request, principal, address",
+            "1:69 an IPv6 address has no prefix of 129 bits | write 1 to 128",
+        ],
+    );
+    says(
+        &policy("quota: [ { limit: 10x, per: day }, { limit: 1, per: week } ]"),
+        &[
+            "1:36 '10x' is not a number | write it like 500, 10k or 5M",
+            "1:70 'week' is not one of day, month | write one of day, month",
+        ],
+    );
+    says(
+        &policy("quota: [ { limit: 1, per: day, name: q }, { limit: 1, per: month, name: q } ]"),
+        &["1:90 two quotas are named 'q' | rename one of them"],
+    );
+    let many = ["1/s"; 9].join(", ");
+    says(&policy(&format!("rate: [ {many} ]")), &["1:18 9 rates on one thing; there may be 8 | keep the tightest"]);
+    says(
+        "services: { a: { policy: { quota: { limit: 1, per: day } } } }",
+        &[
+            "1:28 'quota' has no meaning on a service | what has one: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate",
+        ],
+    );
+}
+
+#[test]
+fn rates_and_quotas_come_to_what_they_say() {
+    use weft_policy::spec::{Algorithm, Calendar, RatePer};
+    let loaded = load_text(
+        "services: { a: }\ngateway: { routes: [ { match: {}, to: { service: a }, policy: {\n rate: [ { limit: 5/m, algorithm: sliding, per: api_key }, { limit: 1/s, per: api_key, burst: 4 }, { limit: 2/s, key: address, cost: '3', name: n } ],\n quota: { limit: 10k, per: month, by: principal } } } ] }",
+    )
+    .unwrap_or_else(|r| panic!("{r}"));
+    let policy = &loaded.snapshot.gateway.routes[0].policy;
+    let names: Vec<_> = policy.rate.iter().map(|r| r.name.as_str()).collect();
+    assert_eq!(names, ["api_key", "api_key-2", "n"]);
+    assert_eq!((policy.rate[0].algorithm, policy.rate[1].burst), (Algorithm::Sliding, 4));
+    assert_eq!(policy.rate[0].per, RatePer::Header("x-api-key".into()));
+    assert_eq!(policy.rate[2].per, RatePer::Expression("address".into()));
+    assert_eq!(policy.rate[2].cost.as_deref(), Some("3"));
+    let q = &policy.quota[0];
+    assert_eq!((q.name.as_str(), q.limit, q.period, &q.per), ("month", 10_000, Calendar::Month, &RatePer::Principal));
+}
+
+#[test]
+fn mistakes_in_versions_are_named_with_their_place() {
+    let route = |path: &str, versions: &str| {
+        format!(
+            "services: {{ a: }}\ngateway:\n  routes:\n    - match: {{ path: {path} }}\n      to: {{ service: a }}\n      versions:\n        {versions}\n"
+        )
+    };
+    says(
+        &route("/x", "{ from: path, known: { '1': {} } }"),
+        &["7:17 the match's path captures no {version} | match a path such as '/{version}/orders/**'"],
+    );
+    says(
+        &route("/x", "{ from: { header: A, query: b }, default: '3', known: { '1': {}, v1: {} } }"),
+        &[
+            "7:17 a version is said in exactly one place each | write path, or one of header, accept and query",
+            "7:51 unknown version '3' | did you mean '1'?",
+            "7:74 '1' and 'v1' name the same version | rename one of them",
+        ],
+    );
+    says(
+        &route(
+            "/x",
+            "{ from: { accept: application/json+x }, known: { '1': { deprecated: 2026-02-01, sunset: 2026-01-01 } } }",
+        ),
+        &[
+            "7:27 'application/json+x' is not a media type without version | write it like 'application/vnd.shop'",
+            "7:97 version '1' ends before it is deprecated | RFC 8594 and RFC 9745 want 'deprecated' first",
+        ],
+    );
+    says(
+        &route(
+            "/x",
+            "{ from: { query: v }, known: { '1': { successor: '7', sunset: soon, request: { a: bdy.x } }, '2': { to: { path: '/{id}', service: b } } } }",
+        ),
+        &[
+            "7:58 '7' is no other version | did you mean '2'?",
+            "7:71 'soon' is not a date | write it like 2026-03-31 or 2026-03-31T12:00:00Z",
+            "7:77 unknown name 'bdy' | did you mean 'body'?; known here: body, request, principal, address",
+            "7:121 path '/{id}' uses '{id}', which the route's path does not capture | write {name} for what the match captures",
+            "7:139 unknown service 'b' | did you mean 'a'?",
+        ],
+    );
+    says(&route("/x", "nope"), &["7:9 unknown version 'nope' | no version is declared"]);
 }
