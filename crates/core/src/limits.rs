@@ -96,6 +96,31 @@ pub const BAGGAGE_BYTES: usize = 8192;
 /// Bytes of an Idempotency-Key.
 pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
 
+/// Bytes of a token; longer ones are refused unread.
+pub const TOKEN_BYTES: usize = 8 << 10;
+/// Credentials that were checked and are remembered, per provider.
+pub const CHECKED_CREDENTIALS: usize = 16_384;
+/// Keys in one key set.
+pub const JWKS_KEYS: usize = 256;
+/// Keys that are tried for a token that names none.
+pub const JWK_TRIES: usize = 8;
+/// Bytes of a key set or discovery document.
+pub const JWKS_BYTES: usize = 1 << 20;
+/// Bounds put on how long a key set is fresh, whatever its issuer's `Cache-Control` says.
+pub const JWKS_FRESH: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
+/// Shortest time between two fetches of a key set that tokens with unknown keys ask for.
+pub const JWKS_REFETCH: Duration = Duration::from_secs(5);
+/// Time for one fetch of a key set, discovery included; also how long a request waits for it.
+pub const JWKS_FETCH: Duration = Duration::from_secs(5);
+/// Wait after a failed fetch of a key set: doubled each time, up to the second.
+pub const JWKS_RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// API keys in one store.
+pub const API_KEYS: usize = 100_000;
+/// Passwords being checked at once; each takes a core and its hash's memory.
+pub const PASSWORD_CHECKS: usize = 2;
+/// How long a password waits for its turn to be checked.
+pub const PASSWORD_WAIT: Duration = Duration::from_secs(2);
+
 /// Idle connections kept per upstream instance and core.
 pub const UPSTREAM_IDLE: usize = 128;
 /// How long an idle upstream connection is kept.

@@ -20,6 +20,7 @@ use weft_store::Store;
 use weft_telemetry::metrics::{Counter, Gauge, Histogram};
 use weft_telemetry::{Telemetry, names};
 
+use crate::auth::{ApiKeys, Guard, Means, Provider};
 use crate::http::adapt::Adapt;
 use crate::http::body::Body;
 use crate::http::exchange::exchange;
@@ -46,6 +47,8 @@ pub struct Deps {
     pub broker: Broker,
     /// Runs sagas of routes to them.
     pub flow: Flow,
+    /// Knows API keys.
+    pub api_keys: ApiKeys,
 }
 
 /// Why the gateway does not start, or does not take a configuration.
@@ -57,6 +60,9 @@ pub enum Error {
     /// Routes do not compile; all mistakes.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Routes(Vec<RouteError>),
+    /// A provider cannot be put in force, or a route's condition does not compile.
+    #[error("{0}")]
+    Auth(String),
     /// The addresses in `gateway.listen` are not what they were.
     #[error("gateway.listen changed: listeners are opened at start only, restart to move them")]
     ListenChanged,
@@ -86,7 +92,7 @@ impl Classify for Error {
 #[derive(Debug)]
 pub struct Gateway {
     running: Arc<ArcSwap<Running>>,
-    telemetry: Telemetry,
+    means: Means,
     listen: Vec<ListenSpec>,
     doors: Vec<Arc<Door>>,
     addresses: Vec<SocketAddr>,
@@ -100,8 +106,10 @@ impl Gateway {
     /// Binds the listeners and starts the threads. When it returns, connections are taken.
     pub fn start(threads: usize, spec: &GatewaySpec, deps: Deps) -> Result<Self, Error> {
         let threads = threads.max(1);
+        let runtime = tokio::runtime::Handle::current();
         let usage = Usage::new(&deps.telemetry);
-        let running = Arc::new(ArcSwap::from_pointee(Running::compile(spec, &deps.telemetry, &usage, None)?));
+        let means = Means { telemetry: deps.telemetry.clone(), api_keys: deps.api_keys.clone(), runtime };
+        let running = Arc::new(ArcSwap::from_pointee(Running::compile(spec, &means, &usage, None)?));
         let (mut addresses, mut doors) = (Vec::new(), Vec::new());
         let mut shares: Vec<Vec<Share>> = (0..threads).map(|_| Vec::new()).collect();
         for l in &spec.listen {
@@ -116,10 +124,9 @@ impl Gateway {
         }
         let keys = Arc::new(Keys::new(deps.store.clone()));
         let quotas = Arc::new(Quotas::new(deps.store.clone(), &deps.telemetry));
-        let telemetry = deps.telemetry.clone();
         let mut started = Self {
             running,
-            telemetry,
+            means,
             listen: spec.listen.clone(),
             doors,
             addresses,
@@ -168,7 +175,7 @@ impl Gateway {
         }
         let listeners = spec.listen.iter().zip(&self.doors);
         let doors = listeners.map(|(l, door)| Settings::load(l, Some(&door.settings()))).collect::<Result<_, _>>()?;
-        let running = Running::compile(spec, &self.telemetry, &self.usage, Some(&self.running.load_full()))?;
+        let running = Running::compile(spec, &self.means, &self.usage, Some(&self.running.load_full()))?;
         Ok(Prepared { running, doors })
     }
 
@@ -282,10 +289,18 @@ pub(crate) struct Running {
     pub(crate) routes: Vec<Arc<Route>>,
     /// Stands for requests that took no route.
     pub(crate) unmatched: Arc<Route>,
+    /// Kept over reloads that leave them as they are, with the keys they fetched.
+    providers: Vec<Arc<Provider>>,
 }
 
 impl Running {
-    fn compile(spec: &GatewaySpec, telemetry: &Telemetry, usage: &Usage, old: Option<&Running>) -> Result<Self, Error> {
+    fn compile(spec: &GatewaySpec, means: &Means, usage: &Usage, old: Option<&Running>) -> Result<Self, Error> {
+        let telemetry = &means.telemetry;
+        let provider = |p| match old.and_then(|o| o.providers.iter().find(|k| k.is(p))) {
+            Some(kept) => Ok(kept.clone()),
+            None => Provider::start(p, means).map_err(|e| Error::Auth(format!("auth provider '{}': {e}", p.name))),
+        };
+        let providers: Vec<_> = spec.auth.iter().map(provider).collect::<Result<_, _>>()?;
         let table = Table::compile(&spec.routes).map_err(Error::Routes)?;
         let routes = spec.routes.iter().map(|r| {
             let kept = old.and_then(|o| o.routes.iter().find(|k| *k.name == *r.name.as_str()));
@@ -297,9 +312,12 @@ impl Running {
                     fresh
                 }
             };
-            Route::with_versions(r, policy, telemetry, usage).map(Arc::new)
+            let mut route = Route::with_versions(r, policy, telemetry, usage)?;
+            let guard = r.policy.auth.as_ref().map(|a| Guard::compile(&r.name, a, &providers, means));
+            route.guard = guard.transpose().map_err(Error::Auth)?;
+            Ok(Arc::new(route))
         });
-        let routes = routes.collect::<Result<_, _>>()?;
+        let routes = routes.collect::<Result<_, Error>>()?;
         let running = spec.routes.iter().filter_map(|r| Some((r.name.to_string(), r.versions.as_ref()?)));
         let running = running.flat_map(|(r, v)| v.known.iter().map(move |v| (r.clone(), v.version.name.clone())));
         usage.keep(&running.collect::<Vec<_>>());
@@ -314,7 +332,7 @@ impl Running {
             versions: None,
         };
         let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry)?);
-        Ok(Self { table, routes, unmatched })
+        Ok(Self { table, routes, unmatched, providers })
     }
 }
 
@@ -332,6 +350,7 @@ pub(crate) struct Route {
     pub(crate) versions: Option<Box<Versions>>,
     /// Makes bodies those of another version.
     pub(crate) adapt: Option<Box<Adapt>>,
+    pub(crate) guard: Option<Guard>,
     pub(crate) in_flight: Gauge,
     telemetry: Telemetry,
     duration: Histogram,
@@ -360,6 +379,7 @@ impl Route {
             limited: limited.map(Box::new),
             versions: None,
             adapt: None,
+            guard: None,
             in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
             duration: m.histogram(&names::HTTP_REQUEST_DURATION, &[("route", name)]),
             telemetry: telemetry.clone(),

@@ -3,6 +3,7 @@
 //! What it is not: it holds no business rules; it parses, asks `policy`, `mesh`, `broker` and `flow`, and answers.
 
 pub mod api;
+pub mod auth;
 pub mod cloudevents;
 pub mod gateway;
 pub mod http;

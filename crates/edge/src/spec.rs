@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use weft_broker::spec::SubscriptionSpec;
 use weft_core::Name;
 use weft_policy::Policy;
+use weft_policy::net::Nets;
 use weft_policy::version::Version;
 
 /// Listeners and routes.
@@ -15,6 +16,8 @@ pub struct GatewaySpec {
     pub listen: Vec<ListenSpec>,
     /// In file order.
     pub routes: Vec<RouteSpec>,
+    /// Ways to know who calls, by name.
+    pub auth: Vec<crate::auth::spec::ProviderSpec>,
 }
 
 /// One listener.
@@ -24,12 +27,14 @@ pub struct ListenSpec {
     pub address: SocketAddr,
     /// TLS; ALPN offers h2 and http/1.1.
     pub tls: Option<TlsSpec>,
+    /// Whose connections are taken.
+    pub nets: Nets,
 }
 
 impl ListenSpec {
     /// A plain listener.
     pub fn at(address: SocketAddr) -> Self {
-        Self { address, tls: None }
+        Self { address, tls: None, nets: Nets::default() }
     }
 }
 
@@ -248,6 +253,6 @@ pub struct Snapshot {
 
 impl Default for GatewaySpec {
     fn default() -> Self {
-        Self { listen: vec![ListenSpec::at(([127, 0, 0, 1], 8080).into())], routes: Vec::new() }
+        Self { listen: vec![ListenSpec::at(([127, 0, 0, 1], 8080).into())], routes: Vec::new(), auth: Vec::new() }
     }
 }

@@ -1,9 +1,10 @@
-//! One policy language: deadline, retry, breaker, bulkhead, rate, idempotency, and the one place where outcomes are
+//! One policy language: deadline, retry, breaker, bulkhead, rate, idempotency, auth, and the one place where outcomes are
 //! classified.
 //!
 //! What it is not: it knows no HTTP client, no AMQP and does no I/O; it decides on typed inputs. The same
 //! limits serve a proxied request, a gRPC call, a push and a saga step. Without the feature `telemetry` it needs only
-//! `weft-core`; with the feature `tower` it serves any program as layers (`tower`).
+//! `weft-core`; with the feature `tower` it serves any program as layers (`tower`), without `auth` it brings no
+//! cryptography.
 //!
 //! Invariants:
 //! - Whether work may be tried again is decided in [`attempt::run`] and nowhere else.
@@ -40,12 +41,15 @@
 
 pub mod adaptive;
 pub mod attempt;
+#[cfg(feature = "auth")]
+pub mod auth;
 pub mod breaker;
 pub mod budget;
 pub mod bulkhead;
 pub mod error;
 pub mod idempotency;
 pub mod instance;
+pub mod net;
 pub mod outcome;
 mod pad;
 pub mod quantile;

@@ -28,6 +28,32 @@ pub struct Policy {
     pub quota: Vec<Quota>,
     /// Idempotency-Key handling.
     pub idempotency: Option<Idempotency>,
+    /// Who may call.
+    // Left out where there is none, so that what was hashed before there was one has the same hash.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+}
+
+/// Who may call: from where, vouched for by whom, and under which condition.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Auth {
+    /// Names of providers, any of which is enough; empty = nobody is asked who they are.
+    pub providers: Vec<String>,
+    /// Callers without a credential are let in as anonymous; one with a bad credential is not.
+    pub optional: bool,
+    /// Source addresses.
+    pub nets: crate::net::Nets,
+    /// Scopes, all of which the caller must have.
+    pub scopes: Vec<String>,
+    /// CEL; must be true.
+    pub require: Option<String>,
+    /// `scopes` and `require` are judged, counted and logged, and not enforced.
+    pub dry_run: bool,
+    /// The credential goes on to the target.
+    pub forward: bool,
+    /// Header fields for the target, each with the CEL expression of its value. What a caller sends under these names
+    /// never goes on.
+    pub headers: Vec<(String, String)>,
 }
 
 /// Exponential backoff with full jitter under a budget.
@@ -198,6 +224,13 @@ pub struct Idempotency {
     pub keep: Duration,
 }
 
+impl Auth {
+    /// Whether callers may be anonymous under it.
+    pub fn anonymous(&self) -> bool {
+        self.providers.is_empty() || self.optional
+    }
+}
+
 impl Policy {
     /// What applies where configuration says nothing.
     pub fn builtin() -> Self {
@@ -211,6 +244,7 @@ impl Policy {
             rate: Vec::new(),
             quota: Vec::new(),
             idempotency: None,
+            auth: None,
         }
     }
 }

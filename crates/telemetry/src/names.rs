@@ -16,6 +16,9 @@ metrics! {
     HTTP_REQUEST_DURATION = Histogram "weft_http_request_duration_seconds", "From a request's head to the end of its answer's body, by route.";
     HTTP_REQUESTS_IN_FLIGHT = Gauge "weft_http_requests_in_flight", "Requests being worked on, streams included.";
 
+    AUTH_DECISIONS = Counter "weft_auth_decisions_total", "Callers judged, by provider (`none`: before or without one) and result (ok, cached, anonymous, missing, invalid, expired, unknown-key, unavailable, forbidden, would-forbid, address).";
+    AUTH_KEY_FETCHES = Counter "weft_auth_key_fetches_total", "Fetches of an issuer's key set, by provider and result (ok, failed).";
+
     POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused before it was sent, by policy and reason (rate-limited, bulkhead, breaker-open).";
     RETRIES = Counter "weft_retries_total", "Attempts after the first, by policy.";
     RETRY_BUDGET_SPENT = Counter "weft_retry_budget_spent_total", "Retries not made because the retry budget was used up, by policy.";

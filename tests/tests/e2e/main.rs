@@ -1,5 +1,6 @@
 //! End to end: the real `weft` binary, driven over its sockets.
 
+mod auth;
 mod bad_input;
 mod config;
 mod crash;

@@ -8,6 +8,7 @@ pub mod commit;
 pub mod config;
 pub mod guard;
 pub mod health;
+pub mod keys;
 pub mod messages;
 pub mod problem;
 pub mod sagas;
@@ -24,6 +25,8 @@ use weft_mesh::Mesh;
 use weft_store::Store;
 use weft_telemetry::Telemetry;
 
+use crate::auth::ApiKeys;
+
 pub use config::ConfigView;
 pub use guard::Hosts;
 pub use health::Readiness;
@@ -38,6 +41,8 @@ pub struct Api {
     pub broker: Broker,
     /// Sagas.
     pub flow: Flow,
+    /// API keys.
+    pub api_keys: ApiKeys,
     /// Services and their instances.
     pub mesh: Mesh,
     /// The store, for state keys and readiness.
@@ -59,6 +64,7 @@ pub fn router(api: Api) -> Router {
         .merge(messages::routes())
         .merge(commit::routes())
         .merge(sagas::routes())
+        .merge(keys::routes())
         .merge(services::routes())
         .merge(traces::routes())
         .merge(versions::routes())

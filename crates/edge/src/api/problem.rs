@@ -83,6 +83,7 @@ pub mod code {
         UPSTREAM_UNREACHABLE = 502 "upstream-unreachable" "The service cannot be reached";
         UPSTREAM_INVALID = 502 "upstream-invalid" "The service cannot be called as configured";
         UPSTREAM_BROKEN = 502 "upstream-broken" "The service broke off its answer";
+        AUTH_UNAVAILABLE = 503 "auth-unavailable" "Who is calling cannot be checked now";
         OVERLOADED = 503 "overloaded" "There is more work than can be done now";
         BULKHEAD_FULL = 503 "bulkhead-full" "As many requests as allowed are running";
         BULKHEAD_WAIT = 503 "bulkhead-wait" "No place among the running requests became free in time";

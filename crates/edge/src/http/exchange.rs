@@ -1,6 +1,6 @@
 //! THE one straight function: a request's whole way, from its head to the answer that its body streams from.
 //!
-//! route -> admit (rate, idempotency, bulkhead) -> attempt -> send -> respond. What must last until the answer's last
+//! route -> admit (auth, rate, idempotency, bulkhead) -> attempt -> send -> respond. What must last until the answer's last
 //! byte (the place in the bulkhead, the span) moves into the answer's body.
 
 use std::sync::Arc;
@@ -101,10 +101,15 @@ async fn admitted(
         return Err(Problem::new(code::CLIENT_CERTIFICATE_REQUIRED, "this needs a client certificate"));
     }
     let caller = if grpc { respond::grpc_timeout(&head.headers) } else { None };
+    let deadline = route.policy.deadline(caller.map_or(Deadline::NONE, Deadline::after));
+    let who = match &route.guard {
+        None => None,
+        Some(guard) => Box::pin(guard.admit(peer, &mut head, record.asked(), deadline)).await?,
+    };
     let mut ctx = Context {
         trace,
-        principal: peer.principal.clone(),
-        deadline: route.policy.deadline(caller.map_or(Deadline::NONE, Deadline::after)),
+        principal: who.map_or_else(|| peer.principal.clone(), |w| Principal::Named(w.principal.clone())),
+        deadline,
         idempotency_key: idempotency_key(&head.headers)?,
         version: None,
         baggage: baggage(peer, &head.headers),
@@ -113,7 +118,7 @@ async fn admitted(
     // Which version: the rest is for its own route.
     let mut route = route;
     if let Some(versions) = &route.versions {
-        let asked = record.uri().clone();
+        let asked = record.asked().clone();
         let (own, version) = versions.choose(&asked, &ctx.principal, &mut head, record)?;
         (route, ctx.version) = (own, Some(version));
     }

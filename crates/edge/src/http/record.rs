@@ -70,13 +70,13 @@ impl Exchange {
         }
     }
 
-    pub(super) fn holds(&mut self, slot: Slot) {
-        self._slot = Some(slot);
+    /// The target as it was asked for.
+    pub(super) fn asked(&self) -> &Uri {
+        &self.uri
     }
 
-    /// What the client asked for.
-    pub(super) fn uri(&self) -> &Uri {
-        &self.uri
+    pub(super) fn holds(&mut self, slot: Slot) {
+        self._slot = Some(slot);
     }
 
     pub(super) fn version(&mut self, version: Arc<str>) {

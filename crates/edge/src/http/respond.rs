@@ -71,8 +71,10 @@ pub fn problem<B: From<Bytes>>(p: &Problem, grpc: bool) -> Response<B> {
     h.insert("grpc-status", HeaderValue::from(grpc_status(p.code())));
     let message = utf8_percent_encode(p.detail(), MESSAGE).to_string();
     h.insert("grpc-message", HeaderValue::try_from(message).expect("percent-encoded text is ASCII"));
-    if let Some(after) = p.headers().get(header::RETRY_AFTER) {
-        h.insert(header::RETRY_AFTER, after.clone());
+    for name in [header::RETRY_AFTER, header::WWW_AUTHENTICATE] {
+        if let Some(v) = p.headers().get(&name) {
+            h.insert(name, v.clone());
+        }
     }
     r
 }

@@ -29,6 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use weft_core::{Class, Classify, Origin, Principal, limits};
+use weft_policy::net::Nets;
 
 use crate::spec::ListenSpec;
 pub use drain::{Drain, Drained};
@@ -130,13 +131,15 @@ impl Door {
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     tls: Option<Tls>,
+    nets: Nets,
 }
 
 impl Settings {
     /// Makes everything ready; `old` is what was in force before.
     pub fn load(spec: &ListenSpec, old: Option<&Settings>) -> Result<Self, Error> {
         let before = old.and_then(|o| o.tls.as_ref());
-        Ok(Self { tls: spec.tls.as_ref().map(|t| Tls::load(t, before)).transpose()? })
+        let tls = spec.tls.as_ref().map(|t| Tls::load(t, before)).transpose()?;
+        Ok(Self { tls, nets: spec.nets.clone() })
     }
 }
 
@@ -180,7 +183,7 @@ fn bind_one(address: SocketAddr, shared: bool) -> io::Result<StdListener> {
 
 const ACCEPT_BACKLOG: i32 = 4096;
 
-/// Accepts connections until the drain starts.
+/// Accepts connections until the drain starts. Those from where the listener lets nobody in are closed unread.
 pub async fn accept<H: Handler>(listener: StdListener, door: Arc<Door>, drain: Drain, handler: H) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     loop {
@@ -202,6 +205,10 @@ pub async fn accept<H: Handler>(listener: StdListener, door: Arc<Door>, drain: D
                 continue;
             }
         };
+        if !door.settings.load().nets.admit(address.ip()) {
+            tracing::debug!(peer = %address, "a connection from an address that is not let in");
+            continue;
+        }
         let (door, drain, handler) = (door.clone(), drain.clone(), handler.clone());
         tokio::spawn(async move {
             if let Err(e) = connection(stream, address, permit, door, drain, handler).await {

@@ -24,6 +24,7 @@ async fn serve() -> (World, Readiness, std::net::SocketAddr) {
         telemetry: w.telemetry.clone(),
         broker: w.broker.clone(),
         flow: w.flow.clone(),
+        api_keys: w.api_keys.clone(),
         mesh: w.mesh.clone(),
         store: w.store.clone(),
         ready: ready.clone(),

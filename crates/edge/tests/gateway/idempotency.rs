@@ -127,11 +127,11 @@ async fn stored_answers_survive_a_restart() {
     let (seen, address) = counter().await;
     let w = one(address, required).await;
     keyed(&w, "k", "{}").await;
-    let World { gateway: g, store, dir, mesh, telemetry, broker, flow } = w;
+    let World { gateway: g, store, dir, mesh, telemetry, broker, flow, api_keys } = w;
     g.shutdown().await;
     flow.close().await;
     broker.close().await;
-    drop((mesh, telemetry, broker, flow));
+    drop((mesh, telemetry, broker, flow, api_keys));
     store.close().await.unwrap();
     drop(store);
     let mut r = route("all", "/**", "s");

@@ -3,6 +3,7 @@
 mod support;
 
 mod api;
+mod auth;
 mod bad_input;
 mod floods;
 mod grpc;

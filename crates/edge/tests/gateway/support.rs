@@ -16,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use weft_broker::Broker;
 use weft_core::Name;
+use weft_edge::auth::ApiKeys;
 use weft_edge::gateway::{Deps, Gateway};
 use weft_edge::spec::{GatewaySpec, ListenSpec, RouteMatch, RouteSpec, Target};
 use weft_flow::Flow;
@@ -33,6 +34,7 @@ pub struct World {
     pub mesh: Mesh,
     pub broker: Broker,
     pub flow: Flow,
+    pub api_keys: ApiKeys,
     pub store: Arc<dyn Store>,
     pub dir: tempfile::TempDir,
 }
@@ -50,9 +52,11 @@ impl World {
         let broker = Broker::open(store.clone(), telemetry.clone(), mesh.clone()).await.unwrap();
         let (b, t, m) = (broker.clone(), telemetry.clone(), mesh.clone());
         let flow = Flow::open(store.clone(), b.clone(), m.clone(), t.clone()).await.unwrap();
-        let deps = Deps { store: store.clone(), telemetry: t, mesh: m, broker: b, flow: flow.clone() };
+        let api_keys = ApiKeys::open(store.clone()).await.unwrap();
+        let keys = api_keys.clone();
+        let deps = Deps { store: store.clone(), telemetry: t, mesh: m, broker: b, flow: flow.clone(), api_keys: keys };
         let gateway = Gateway::start(1, &spec, deps).unwrap();
-        Self { gateway, telemetry, mesh, broker, flow, store, dir }
+        Self { gateway, telemetry, mesh, broker, flow, api_keys, store, dir }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -62,6 +66,17 @@ impl World {
     /// One request on a connection of its own.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Response<Incoming> {
         send(self.address(), request).await
+    }
+
+    /// Waits until something that takes a moment holds.
+    pub async fn until<F: Future<Output = bool>>(&self, holds: impl Fn() -> F) {
+        for _ in 0..1_000 {
+            if holds().await {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("it does not come to hold");
     }
 
     pub async fn get(&self, path: &str) -> (StatusCode, Bytes) {
@@ -184,7 +199,7 @@ pub fn listen() -> ListenSpec {
 }
 
 pub fn gateway(routes: Vec<RouteSpec>) -> GatewaySpec {
-    GatewaySpec { listen: vec![listen()], routes }
+    GatewaySpec { listen: vec![listen()], routes, ..GatewaySpec::default() }
 }
 
 pub fn route(route: &str, path: &str, service: &str) -> RouteSpec {

@@ -385,6 +385,7 @@ pub fn policy() -> Policy {
         rate: Vec::new(),
         quota: Vec::new(),
         idempotency: None,
+        auth: None,
     }
 }
 

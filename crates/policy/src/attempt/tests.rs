@@ -60,6 +60,7 @@ fn policy() -> Policy {
         rate: Vec::new(),
         quota: Vec::new(),
         idempotency: None,
+        auth: None,
     }
 }
 

@@ -91,7 +91,7 @@ impl fmt::Display for Error {
 /// What to do about a problem.
 fn next(code: &str) -> Option<&'static str> {
     Some(match code {
-        "not-found" => "See what there is: weft services, weft queues, weft topics, weft sagas.",
+        "not-found" => "See what there is: weft services, weft queues, weft topics, weft keys, weft sagas.",
         "owned-by-file" => "Change the configuration file; Weft reads it again when it changes.",
         "lease-stale" => "The lease ran out: receive the message again.",
         "misdirected-request" => "Call it by an IP address or localhost, or add the name to api.hosts.",
@@ -264,7 +264,7 @@ mod tests {
         let text = Error::Problem { status: 404, problem }.to_string();
         assert_eq!(
             text,
-            "weft: There is nothing here (404)\n  no queue named 'x'\n  See what there is: weft services, weft queues, weft topics, weft sagas.\n"
+            "weft: There is nothing here (404)\n  no queue named 'x'\n  See what there is: weft services, weft queues, weft topics, weft keys, weft sagas.\n"
         );
     }
 

@@ -6,6 +6,7 @@
 mod channels;
 mod client;
 mod diff;
+mod keys;
 mod local;
 mod sagas;
 mod services;
@@ -63,6 +64,8 @@ enum Ask {
     Publish(channels::PublishArgs),
     /// Receives messages from a queue or subscription
     Receive(channels::ReceiveArgs),
+    /// Makes, lists, rotates, disables and revokes API keys
+    Keys(keys::KeysArgs),
     /// Lists, shows, starts, retries and cancels sagas
     Sagas(sagas::SagasArgs),
     /// Shows a trace as a tree
@@ -127,6 +130,7 @@ impl Ask {
             Ask::Topics(args) => channels::topics(args).await,
             Ask::Publish(args) => channels::publish(args).await,
             Ask::Receive(args) => channels::receive(args).await,
+            Ask::Keys(args) => keys::run(args).await,
             Ask::Sagas(args) => sagas::run(args).await,
             Ask::Trace(args) => trace::run(args).await,
             Ask::Versions(args) => versions::run(args).await,

@@ -257,3 +257,34 @@ async fn when_nothing_listens_it_says_how_weft_is_started() {
     let said = weft(&free, "services").await.unwrap_err();
     assert!(said.contains(&free) && said.contains("`weft up`") && said.contains("WEFT_API"), "{said}");
 }
+
+#[tokio::test]
+async fn keys_are_made_listed_rotated_and_revoked() {
+    let key = json!({"id": "0a", "owner": "acme", "scopes": ["a", "b"], "created": "2026-01-01T00:00:00.000Z", "expires": null, "disabled": false, "secrets": [{}]});
+    let mut made = key.clone();
+    made["key"] = json!("weft_0a_secret");
+    let (api, seen) = api(vec![
+        ("POST /v1/keys/0a/rotate", 200, made.clone()),
+        ("POST /v1/keys/0a/disable", 200, key.clone()),
+        ("POST /v1/keys", 201, made),
+        ("GET /v1/keys", 200, json!({"items": [key], "next": null})),
+        ("DELETE /v1/keys/0a", 200, Value::Null),
+    ])
+    .await;
+    let text = weft(&api, "keys create acme --scope a --scope b --expires 90d").await.unwrap();
+    assert_eq!(text.lines().next(), Some("weft_0a_secret"));
+    assert!(text.contains("id 0a of acme, scopes a b, does not expire"), "{text}");
+    assert!(weft(&api, "keys rotate 0a --overlap 1h").await.unwrap().contains("good for 1h more"));
+    assert_eq!(
+        weft(&api, "keys").await.unwrap(),
+        "\
+ID  OWNER  SCOPES  STATE    CREATED                   EXPIRES  SECRETS
+0a  acme   a b     enabled  2026-01-01T00:00:00.000Z           1
+"
+    );
+    assert_eq!(weft(&api, "keys disable 0a").await.unwrap(), "key 0a is disabled\n");
+    assert_eq!(weft(&api, "keys revoke 0a").await.unwrap(), "key 0a is gone\n");
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0].2, json!({"owner": "acme", "scopes": ["a", "b"], "expires_in": "90d"}));
+    assert_eq!(seen[1].2, json!({"overlap": "1h"}));
+}

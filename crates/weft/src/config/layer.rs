@@ -8,12 +8,14 @@ use serde::Serialize;
 use weft_core::limits;
 use weft_core::units::format_duration;
 use weft_policy::Policy as Effective;
+use weft_policy::net::{Net, Nets};
 use weft_policy::spec;
 
+use super::keys::auth;
 use super::keys::policy::{self as keys, Policies, Policy, PolicyUse};
 use super::report::{Mistake, suggest};
 use super::source::{At, Place, Sources, Span};
-use super::value::{Cx, Named, Switch, default_of};
+use super::value::{Cx, Many, Named, Switch, default_of};
 
 /// One effective value and its source.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -65,7 +67,7 @@ impl Use {
     pub fn blocks(self) -> &'static [&'static str] {
         match self {
             Use::Route => keys::BLOCKS,
-            Use::SagaRoute | Use::PublishRoute => &["deadline", "bulkhead", "rate", "quota", "idempotency"],
+            Use::SagaRoute | Use::PublishRoute => &["deadline", "bulkhead", "rate", "quota", "idempotency", "auth"],
             Use::Service | Use::Step => {
                 &["deadline", "attempt_timeout", "retry", "hedge", "breaker", "bulkhead", "rate"]
             }
@@ -147,6 +149,7 @@ fn blocks(p: &Policy) -> Vec<(&'static str, Option<Span>)> {
         one("rate", &p.rate),
         one("quota", &p.quota),
         one("idempotency", &p.idempotency),
+        one("auth", &p.auth),
     ]
     .into_iter()
     .flatten()
@@ -242,6 +245,7 @@ pub(super) fn resolve(layers: &[Layer<'_>], on: Use, sources: &Sources) -> (Effe
             |r, k, _| r.idempotency(&k.0),
             |r| r.off("idempotency"),
         ),
+        auth: r.block(("auth", on, layers, |p| &p.auth), |r, k, _| r.auth(&k.0), |r| r.off("auth")),
     };
     (policy, r.rows)
 }
@@ -414,6 +418,41 @@ impl<'a> Resolver<'a> {
             }
         };
         spec::Hedge { after, max: self.count("hedge.max", &k.max) }
+    }
+
+    fn auth(&mut self, k: &auth::Auth) -> spec::Auth {
+        fn list<T: ToString>(r: &mut Resolver<'_>, key: &str, many: &Option<At<Many<T>>>) -> Vec<String> {
+            let Some(many) = many else { return Vec::new() };
+            let all: Vec<String> = many.value.0.iter().map(|v| v.value.to_string()).collect();
+            r.row(key, all.join(", "), many.span);
+            all
+        }
+        let nets = |many: &Option<At<Many<Net>>>| many.iter().flat_map(|m| &m.value.0).map(|n| n.value).collect();
+        let providers = list(self, "auth.use", &k.providers);
+        self.row("auth.optional", k.optional.value, k.optional.span);
+        list(self, "auth.allow", &k.allow);
+        list(self, "auth.deny", &k.deny);
+        let scopes = list(self, "auth.scopes", &k.scopes);
+        if let Some(r) = &k.require {
+            self.row("auth.require", &r.value.text, r.span);
+        }
+        self.row("auth.dry_run", k.dry_run.value, k.dry_run.span);
+        self.row("auth.forward", k.forward.value, k.forward.span);
+        let mut headers = Vec::new();
+        for (name, value) in k.headers.iter().flat_map(|h| &h.value.0) {
+            self.row(&format!("auth.headers.{}", name.value), &value.value.text, value.span);
+            headers.push((name.value.to_ascii_lowercase(), value.value.text.clone()));
+        }
+        spec::Auth {
+            providers,
+            optional: k.optional.value,
+            nets: Nets { allow: nets(&k.allow), deny: nets(&k.deny) },
+            scopes,
+            require: k.require.as_ref().map(|r| r.value.text.clone()),
+            dry_run: k.dry_run.value,
+            forward: k.forward.value,
+            headers,
+        }
     }
 
     fn idempotency(&mut self, k: &keys::Idempotency) -> spec::Idempotency {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use weft_core::{Name, units};
 use weft_mesh::spec::Address;
+use weft_policy::net::Net;
 
 use super::declare::Declared;
 use super::node::{Data, Node, Scalar};
@@ -250,6 +251,7 @@ values! {
     Date, "date", pattern(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T.+)?"), date;
     Name, "name", pattern("[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), Name::new;
     SocketAddr, "listen address", pattern(r".+:[0-9]+"), socket;
+    Net, "network", pattern(r"[0-9a-fA-F.:]+(?:/[0-9]+)?"), |s| s.parse::<Net>();
     Address, "address", pattern(r".+:[0-9]+|unix:/.+"), |s| s.parse::<Address>();
     u64, "number", number(0, i64::MAX as u64), |s| whole(s, 0, i64::MAX.into());
     u32, "number", number(0, u32::MAX.into()), |s| whole(s, 0, u32::MAX.into());

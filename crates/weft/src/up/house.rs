@@ -9,6 +9,7 @@ use weft_broker::Broker;
 use weft_core::limits;
 use weft_core::task::{self, Shutdown};
 use weft_edge::api::{self, Api, Hosts, Readiness};
+use weft_edge::auth::{ApiKeys, api_keys};
 use weft_edge::gateway::{self, Gateway};
 use weft_edge::spec::{ListenSpec, Snapshot};
 use weft_flow::Flow;
@@ -48,6 +49,9 @@ pub enum Error {
     /// The saga engine does not start.
     #[error("the sagas do not start: {0}")]
     Flow(#[from] weft_flow::Error),
+    /// The API keys cannot be read.
+    #[error("the API keys cannot be read: {0}")]
+    ApiKeys(#[from] api_keys::Error),
     /// A service cannot be set up.
     #[error("the services cannot be set up: {0}")]
     Mesh(#[from] weft_mesh::Error),
@@ -70,6 +74,7 @@ pub struct House {
     mesh: Mesh,
     broker: Broker,
     flow: Flow,
+    api_keys: ApiKeys,
     gateway: Gateway,
     ready: Readiness,
     view: View,
@@ -106,6 +111,8 @@ impl House {
         let flow = Flow::open(store.clone(), broker.clone(), mesh.clone(), telemetry.clone()).await?;
         flow.apply(&snapshot.sagas, &snapshot.services).await?;
 
+        let api_keys = ApiKeys::open(store.clone()).await?;
+
         let ready = Readiness::new();
         let shutdown = Shutdown::new();
         let view = View::new(loaded);
@@ -116,14 +123,16 @@ impl House {
             mesh: mesh.clone(),
             broker: broker.clone(),
             flow: flow.clone(),
+            api_keys: api_keys.clone(),
         };
         let gateway = Gateway::start(threads, &snapshot.gateway, deps)?;
         let mut own = gateway.addresses().to_vec();
         own.extend(api_at);
         mesh.forbid(&own);
 
+        let api = None;
         let mut house =
-            Self { store, mesh, broker, flow, gateway, ready, view, shutdown, api: None, dir, notes, material };
+            Self { store, mesh, broker, flow, api_keys, gateway, ready, view, shutdown, api, dir, notes, material };
         if let Some(address) = api_at {
             house.api = Some(house.serve_api(address, telemetry).await?);
         }
@@ -140,6 +149,7 @@ impl House {
             mesh: self.mesh.clone(),
             broker: self.broker.clone(),
             flow: self.flow.clone(),
+            api_keys: self.api_keys.clone(),
             ready: self.ready.clone(),
             config: Arc::new(self.view.clone()),
             versions: self.gateway.usage(),

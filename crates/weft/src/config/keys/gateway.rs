@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use weft_core::Name;
+use weft_policy::net::Net;
 
 use super::policy::Policies;
 use crate::config::declare::{Declared, section, words};
@@ -35,6 +36,10 @@ section! {
         "address" address: req(SocketAddr),
         /// Serves TLS 1.2 and 1.3; ALPN offers h2 and http/1.1. A list of certificates, or a map.
         "tls" tls: opt(Tls),
+        /// Source networks whose connections are taken; without it, all.
+        "allow" allow: opt(Many<Net>),
+        /// Source networks whose connections are closed at once, whatever `allow` says.
+        "deny" deny: opt(Many<Net>),
     }
 }
 

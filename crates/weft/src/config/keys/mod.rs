@@ -1,5 +1,6 @@
 //! The language: every key that `weft.yaml` may have, declared once.
 
+pub(super) mod auth;
 pub(super) mod channel;
 pub(super) mod gateway;
 pub(super) mod policy;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use weft_core::Name;
 
+use super::auth::AuthUse;
 use crate::config::declare::{Declared, Section, section, words};
 use crate::config::expr::Cel;
 use crate::config::node::{Data, Key, Node, Scalar};
@@ -37,6 +38,8 @@ section! {
         "quota" quota: opt(Switch<Many<Quota>>),
         /// `Idempotency-Key` on requests: the second with the same key gets the first one's answer.
         "idempotency" idempotency: opt(Switch<IdempotencyUse>),
+        /// Who may call.
+        "auth" auth: opt(Switch<AuthUse>),
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
+use super::auth::AuthProvider;
 use super::channel::{Queue, Subscription, Topic};
 use super::gateway::Gateway;
 use super::policy::Policy;
@@ -21,6 +22,8 @@ section! {
         "services" services: opt(Named<Service>),
         /// Policies by name. `default` applies to every call.
         "policies" policies: opt(Named<Policy>),
+        /// Ways to know who calls, by name; policies refer to them in `auth`.
+        "auth" auth: opt(Named<AuthProvider>),
         /// Where requests come in and where they go.
         "gateway" gateway: opt(Gateway),
         /// Queues.

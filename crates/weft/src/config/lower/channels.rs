@@ -20,6 +20,7 @@ impl<'r> Lower<'r, '_, '_> {
         for one in uses.iter().flat_map(|u| &u.value.0) {
             if let PolicyUse::Inline(policy) = one {
                 layer::check(policy, self.cx);
+                self.check_auth(policy);
             }
         }
     }

@@ -3,12 +3,14 @@
 use weft_core::Name;
 use weft_edge::route::{Pattern, RouteError, Segment, Table};
 use weft_edge::spec::{Fallback, GatewaySpec, ListenSpec, Reply, RouteMatch, RouteSpec, Target};
+use weft_policy::net::{Net, Nets};
 
 use super::Lower;
 use crate::config::keys::gateway::{self as keys, Match, Route};
 use crate::config::layer::{self, Use};
 use crate::config::report::{Mistake, nearest, suggest};
-use crate::config::source::Span;
+use crate::config::source::{At, Span};
+use crate::config::value::Many;
 
 const METHODS: [&str; 9] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "CONNECT", "TRACE"];
 
@@ -19,8 +21,10 @@ fn said(methods: &[String]) -> String {
 
 impl Lower<'_, '_, '_> {
     pub(super) fn gateway(&mut self) -> GatewaySpec {
-        let Some(gateway) = self.root.gateway.as_ref().map(|g| &g.value) else { return GatewaySpec::default() };
-        let mut spec = GatewaySpec { routes: Vec::new(), ..GatewaySpec::default() };
+        let Some(gateway) = self.root.gateway.as_ref().map(|g| &g.value) else {
+            return GatewaySpec { auth: self.providers(), ..GatewaySpec::default() };
+        };
+        let mut spec = GatewaySpec { auth: self.providers(), ..GatewaySpec::default() };
         if let Some(listen) = &gateway.listen {
             spec.listen = listen.value.0.iter().map(|l| self.listener(&l.value, gateway.insecure.value)).collect();
         }
@@ -84,7 +88,10 @@ impl Lower<'_, '_, '_> {
 
     fn listener(&mut self, l: &keys::Listen, insecure: bool) -> ListenSpec {
         self.open(l.address.value, insecure, l.tls.is_some(), l.address.span, "gateway");
-        ListenSpec { address: l.address.value, tls: l.tls.as_ref().and_then(|t| self.listen_tls(&t.value.0)) }
+        let tls = l.tls.as_ref().and_then(|t| self.listen_tls(&t.value.0));
+        let nets = |many: &Option<At<Many<Net>>>| many.iter().flat_map(|m| &m.value.0).map(|n| n.value).collect();
+        let nets = Nets { allow: nets(&l.allow), deny: nets(&l.deny) };
+        ListenSpec { address: l.address.value, tls, nets }
     }
 
     fn route(&mut self, r: &Route, at: Span, made: &[RouteSpec], seen: &[(Span, &Route)]) -> Option<RouteSpec> {
@@ -112,7 +119,8 @@ impl Lower<'_, '_, '_> {
             }
         }
         let protocols = self.protocols(r);
-        if let Some(i) = policy.idempotency.filter(|i| !i.public && !protocols.client_certificate) {
+        let known = protocols.client_certificate || policy.auth.as_ref().is_some_and(|a| !a.anonymous());
+        if let Some(i) = policy.idempotency.filter(|i| !i.public && !known) {
             let block = layers.iter().rev().find_map(|(_, p)| p.idempotency.as_ref());
             let required = if i.required { "required: true, " } else { "" };
             self.say(
@@ -120,7 +128,7 @@ impl Lower<'_, '_, '_> {
                     block.and_then(|b| b.span),
                     format!("callers of route '{name}' are anonymous: whose keys are they?"),
                 )
-                .help(format!("write 'idempotency: {{ {required}scope: public }}' to let all callers share one scope")),
+                .help(format!("write 'idempotency: {{ {required}scope: public }}' to let all callers share one scope, or ask who calls with 'auth'")),
             );
         }
         let summary = format!("{} {} -> {}", said(&matches.methods), matches.path, target_text(&to));

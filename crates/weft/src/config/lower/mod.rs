@@ -1,6 +1,7 @@
 //! From what was written to the typed configuration that the crates take; everything that needs more than one place to
 //! be checked is checked here.
 
+mod auth;
 mod channels;
 mod gateway;
 mod protocols;
@@ -62,6 +63,7 @@ pub(super) fn lower(root: &Configuration, node: &Node, cx: &mut Cx<'_>) -> (Snap
     };
     for (_, policy) in l.policies.good() {
         layer::check(policy, l.cx);
+        l.check_auth(policy);
     }
     let services = l.services();
     let sagas = l.sagas(&services);

@@ -114,7 +114,7 @@ fn broken_yaml_is_one_mistake_at_its_place() {
     assert_eq!(
         mistakes("- a\n"),
         [
-            "1:1 configuration is a map, found a list | its keys: include, services, policies, gateway, queues, topics, ..."
+            "1:1 configuration is a map, found a list | its keys: include, services, policies, auth, gateway, queues, ..."
         ]
     );
 }

@@ -125,6 +125,7 @@ fn explain_names_the_layer_and_the_line_of_every_value() {
             "rate = off | built-in | -",
             "quota = off | built-in | -",
             "idempotency = off | built-in | -",
+            "auth = off | built-in | -",
         ]
     );
 }

@@ -216,7 +216,7 @@ fn mistakes_in_policies_are_named_with_their_place() {
     says(
         "policies: { p: { cahce: {} } }",
         &[
-            "1:18 unknown key 'cahce' in policy | known keys: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate, quota, idempotency",
+            "1:18 unknown key 'cahce' in policy | known keys: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate, quota, idempotency, auth",
         ],
     );
 }
@@ -309,8 +309,8 @@ policies: { p: { breaker: off } }"##,
             "13:54 path 'x' must start with '/' | write '/x'",
             "14:54 path '/{**}' uses '{**}', which the route's path does not capture | the match's path captures nothing: capture with {name} or /**",
             "15:54 path '/{x' has a '{' without its '}' | write {name} for a segment, /** for the rest",
-            "16:65 'retry' has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, quota, idempotency",
-            "17:57 policy 'p' sets 'breaker', which has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, quota, idempotency",
+            "16:65 'retry' has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, quota, idempotency, auth",
+            "17:57 policy 'p' sets 'breaker', which has no meaning on a route to a queue or topic | what has one: deadline, bulkhead, rate, quota, idempotency, auth",
             "17:60 unknown policy '5s' | known policies: p",
             "17:64 expected the name of a policy, or a policy, found a list | ",
         ],
@@ -494,7 +494,7 @@ fn mistakes_at_the_top_are_named_with_their_place() {
     says(
         "colour: red",
         &[
-            "1:1 unknown key 'colour' in configuration | known keys: include, services, policies, gateway, queues, topics, subscriptions, sagas, api, store, broker, logs, zone, threads",
+            "1:1 unknown key 'colour' in configuration | known keys: include, services, policies, auth, gateway, queues, topics, subscriptions, sagas, api, store, broker, logs, zone, threads",
         ],
     );
 }

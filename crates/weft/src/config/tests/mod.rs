@@ -1,5 +1,6 @@
 //! What the loader takes, what it refuses and what it says then.
 
+mod auth;
 mod files;
 mod layers;
 mod mistakes;
