@@ -73,6 +73,20 @@ pub const TUNNEL_DRAIN: Duration = Duration::from_secs(10);
 pub const TUNNEL_OPEN: Duration = Duration::from_secs(10);
 /// Bytes held for each direction of an upgraded connection.
 pub const TUNNEL_BUFFER: usize = 16 << 10;
+/// Bytes of a request's body that a mirror copies; a longer request is not mirrored.
+pub const MIRROR_BODY_BYTES: usize = 1 << 20;
+/// Copies of one route under way at once; more are not made.
+pub const MIRRORS: u32 = 64;
+/// Time for one copy.
+pub const MIRROR_TIME: Duration = Duration::from_secs(10);
+/// How often a queue that a route depends on is looked at, and how long that may take.
+pub const LAG_LOOK: Duration = Duration::from_secs(1);
+/// Lines waiting for the access log's writer; more are dropped.
+pub const ACCESS_LINES: usize = 8_192;
+/// Most that a route may ask to collect of a request (`buffer`).
+pub const BUFFERED_BODY_BYTES: usize = 64 << 20;
+/// Services that one route is split over.
+pub const SHARES: usize = 64;
 /// Bytes of a body that a policy asked to collect (idempotency, saga input).
 pub const COLLECTED_BODY_BYTES: usize = 1 << 20;
 /// Open connections per listener.

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use weft_broker::Broker;
-use weft_core::{Class, Classify, Clock as _, Origin, SystemClock, limits};
+use weft_core::{Class, Classify, Clock as _, Name, Origin, SystemClock, limits};
 use weft_flow::Flow;
 use weft_mesh::Mesh;
 use weft_policy::Instance;
@@ -21,13 +21,16 @@ use weft_telemetry::metrics::{Counter, Gauge, Histogram};
 use weft_telemetry::{Telemetry, names};
 
 use crate::auth::{ApiKeys, Guard, Means, Provider};
+use crate::http::access::Access;
 use crate::http::adapt::Adapt;
 use crate::http::body::Body;
 use crate::http::exchange::exchange;
 use crate::http::fallback::Fallback;
+use crate::http::forwarded::Proxies;
 use crate::http::idempotency::Keys;
 use crate::http::limited::Limited;
 use crate::http::quota::Quotas;
+use crate::http::traffic::{Split, Traffic};
 use crate::http::version::Versions;
 use crate::listener::{self, Door, Drain, Drained, Handler, Peer, Settings};
 use crate::route::{RouteError, Table};
@@ -74,6 +77,9 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// The access log cannot be opened.
+    #[error("the access log cannot be opened: {0}")]
+    AccessLog(std::io::Error),
     /// A thread does not start.
     #[error("cannot start a gateway thread: {0}")]
     Thread(std::io::Error),
@@ -291,6 +297,10 @@ pub(crate) struct Running {
     pub(crate) unmatched: Arc<Route>,
     /// Kept over reloads that leave them as they are, with the keys they fetched.
     providers: Vec<Arc<Provider>>,
+    pub(crate) proxies: Arc<Proxies>,
+    pub(crate) access: Option<Arc<Access>>,
+    /// Whether some route answers preflights.
+    pub(crate) cors: bool,
 }
 
 impl Running {
@@ -302,7 +312,14 @@ impl Running {
         };
         let providers: Vec<_> = spec.auth.iter().map(provider).collect::<Result<_, _>>()?;
         let table = Table::compile(&spec.routes).map_err(Error::Routes)?;
-        let routes = spec.routes.iter().map(|r| {
+        let proxies = Arc::new(Proxies::new(spec.trusted_proxies.clone()));
+        let access = match (&spec.access_log, old.and_then(|o| o.access.as_ref())) {
+            (None, _) => None,
+            (Some(log), Some(open)) if open.spec() == log => Some(open.clone()),
+            (Some(log), _) => Some(Arc::new(Access::open(log, telemetry).map_err(Error::AccessLog)?)),
+        };
+        let forwarded = spec.forwarded;
+        let routes = spec.routes.iter().enumerate().map(|(i, r)| {
             let kept = old.and_then(|o| o.routes.iter().find(|k| *k.name == *r.name.as_str()));
             let policy = match kept {
                 Some(k) if *k.policy.policy() == r.policy => k.policy.clone(),
@@ -312,12 +329,18 @@ impl Running {
                     fresh
                 }
             };
-            let mut route = Route::with_versions(r, policy, telemetry, usage)?;
+            let finish = |route: &mut Route, spec: &RouteSpec| {
+                route.proxies = proxies.clone();
+                route.forwarded = forwarded;
+                route.traffic = Traffic::compile(spec, table.pattern(i), Some(telemetry)).unwrap_or_default();
+            };
+            let mut route = Route::with_versions(r, policy, telemetry, usage, &finish)?;
             let guard = r.policy.auth.as_ref().map(|a| Guard::compile(&r.name, a, &providers, means));
             route.guard = guard.transpose().map_err(Error::Auth)?;
             Ok(Arc::new(route))
         });
-        let routes = routes.collect::<Result<_, Error>>()?;
+        let routes: Vec<_> = routes.collect::<Result<_, Error>>()?;
+        let cors = routes.iter().any(|r: &Arc<Route>| r.traffic.as_ref().is_some_and(|t| t.cors().is_some()));
         let running = spec.routes.iter().filter_map(|r| Some((r.name.to_string(), r.versions.as_ref()?)));
         let running = running.flat_map(|(r, v)| v.known.iter().map(move |v| (r.clone(), v.version.name.clone())));
         usage.keep(&running.collect::<Vec<_>>());
@@ -330,9 +353,10 @@ impl Running {
             protocols: Default::default(),
             fallback: None,
             versions: None,
+            traffic: Default::default(),
         };
         let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry)?);
-        Ok(Self { table, routes, unmatched, providers })
+        Ok(Self { table, routes, unmatched, providers, proxies, access, cors })
     }
 }
 
@@ -351,6 +375,12 @@ pub(crate) struct Route {
     /// Makes bodies those of another version.
     pub(crate) adapt: Option<Box<Adapt>>,
     pub(crate) guard: Option<Guard>,
+    /// What it does besides policy, where it does.
+    pub(crate) traffic: Option<Box<Traffic>>,
+    pub(crate) split: Option<Split>,
+    pub(crate) proxies: Arc<Proxies>,
+    /// Whether services get `Forwarded`.
+    pub(crate) forwarded: bool,
     pub(crate) in_flight: Gauge,
     telemetry: Telemetry,
     duration: Histogram,
@@ -380,6 +410,13 @@ impl Route {
             versions: None,
             adapt: None,
             guard: None,
+            traffic: None,
+            split: match &spec.to {
+                Target::Split(shares) => Some(Split::new(shares, spec.traffic.sticky.as_ref())),
+                _ => None,
+            },
+            proxies: Arc::default(),
+            forwarded: false,
             in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
             duration: m.histogram(&names::HTTP_REQUEST_DURATION, &[("route", name)]),
             telemetry: telemetry.clone(),
@@ -390,8 +427,15 @@ impl Route {
     }
 
     /// A route and the routes of its versions, which share its policy.
-    fn with_versions(spec: &RouteSpec, policy: Instance, telemetry: &Telemetry, usage: &Usage) -> Result<Self, Error> {
+    fn with_versions(
+        spec: &RouteSpec,
+        policy: Instance,
+        telemetry: &Telemetry,
+        usage: &Usage,
+        finish: &dyn Fn(&mut Route, &RouteSpec),
+    ) -> Result<Self, Error> {
         let mut route = Self::new(spec, policy.clone(), telemetry)?;
+        finish(&mut route, spec);
         let Some(versions) = &spec.versions else { return Ok(route) };
         let name = spec.name.as_str();
         let compiled = Versions::compile(versions, &spec.matches.path, name, usage, |i| {
@@ -401,6 +445,7 @@ impl Route {
                 *service = other.clone();
             }
             let mut made = Self::new(&own, policy.clone(), telemetry).map_err(|e| e.to_string())?;
+            finish(&mut made, &own);
             made.adapt = Adapt::compile(v.request.as_ref(), v.response.as_ref())?.map(Box::new);
             Ok(Arc::new(made))
         });
@@ -411,7 +456,7 @@ impl Route {
 
     /// What a connection may be upgraded to: something where there is a service to go on with.
     pub(crate) fn upgrades(&self) -> &[String] {
-        if matches!(self.to, Target::Service { .. }) { &self.protocols.upgrade } else { &[] }
+        if crate::http::traffic::is_service(&self.to) { &self.protocols.upgrade } else { &[] }
     }
 
     /// How long an upgraded connection may be silent.
@@ -421,6 +466,20 @@ impl Route {
             Idle::Off => None,
             Idle::After(d) => Some(d),
         }
+    }
+
+    /// The service of a share.
+    pub(crate) fn service(&self, share: u16) -> &Name {
+        match &self.to {
+            Target::Service { service, .. } => service,
+            Target::Split(shares) => &shares[usize::from(share)].service,
+            _ => unreachable!("only routes to services are proxied"),
+        }
+    }
+
+    /// How much of a request is collected before it is sent on.
+    pub(crate) fn buffers(&self) -> Option<usize> {
+        self.traffic.as_ref()?.buffer
     }
 
     /// Counts one answer.

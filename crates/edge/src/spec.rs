@@ -1,8 +1,14 @@
 //! The gateway as configuration describes it.
 
+mod traffic;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+pub use traffic::{
+    AccessLog, Coding, Compress, Cors, DependsOn, Fault, FieldRule, Host, Lag, Mirror, Networks, Redirect, Respond,
+    Rewrite, Share, Sticky, Traffic,
+};
 use weft_broker::spec::SubscriptionSpec;
 use weft_core::Name;
 use weft_policy::Policy;
@@ -18,6 +24,12 @@ pub struct GatewaySpec {
     pub routes: Vec<RouteSpec>,
     /// Ways to know who calls, by name.
     pub auth: Vec<crate::auth::spec::ProviderSpec>,
+    /// Peers that are believed about their clients; `None` = loopback.
+    pub trusted_proxies: Option<Networks>,
+    /// Whether services get `Forwarded` (RFC 7239) beside the `X-Forwarded` fields.
+    pub forwarded: bool,
+    /// A line for each exchange.
+    pub access_log: Option<AccessLog>,
 }
 
 /// One listener.
@@ -135,6 +147,8 @@ pub struct RouteSpec {
     pub fallback: Option<Fallback>,
     /// Its versions, when it has several.
     pub versions: Option<VersionsSpec>,
+    /// What else it does.
+    pub traffic: Traffic,
 }
 
 /// What a route allows of the protocols' own abilities.
@@ -193,10 +207,37 @@ pub struct RouteMatch {
     pub path: String,
     /// Any of these methods; any when empty.
     pub methods: Vec<String>,
-    /// Header name and exact value; `None` = present.
-    pub headers: Vec<(String, Option<String>)>,
-    /// Query parameter and exact value; `None` = present.
-    pub query: Vec<(String, Option<String>)>,
+    /// Header name and what its value must be.
+    pub headers: Vec<(String, Test)>,
+    /// Query parameter and what its value must be.
+    pub query: Vec<(String, Test)>,
+    /// Media types of the body, as `application/json` or `image/*`; any when empty.
+    pub content_types: Vec<String>,
+    /// Only gRPC calls (content type `application/grpc`).
+    pub grpc: bool,
+    /// CEL over `request` and `source`.
+    pub when: Option<String>,
+}
+
+/// What a header field or query parameter must be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Test {
+    /// Exactly this.
+    Exact(String),
+    /// Begins with this.
+    Prefix(String),
+    /// All of it matches this regular expression.
+    Regex(String),
+    /// There, whatever it is.
+    Present,
+    /// Not there.
+    Absent,
+}
+
+impl From<Option<String>> for Test {
+    fn from(exact: Option<String>) -> Self {
+        exact.map_or(Test::Present, Test::Exact)
+    }
 }
 
 /// Where a route sends.
@@ -220,6 +261,12 @@ pub enum Target {
     Topic(Name),
     /// Publishes the body to a queue.
     Queue(Name),
+    /// Several services by weight.
+    Split(Vec<Share>),
+    /// Sends the client elsewhere.
+    Redirect(Redirect),
+    /// Answers always the same.
+    Respond(Respond),
 }
 
 /// When a saga route answers.
@@ -253,6 +300,13 @@ pub struct Snapshot {
 
 impl Default for GatewaySpec {
     fn default() -> Self {
-        Self { listen: vec![ListenSpec::at(([127, 0, 0, 1], 8080).into())], routes: Vec::new(), auth: Vec::new() }
+        Self {
+            listen: vec![ListenSpec::at(([127, 0, 0, 1], 8080).into())],
+            routes: Vec::new(),
+            auth: Vec::new(),
+            trusted_proxies: None,
+            forwarded: false,
+            access_log: None,
+        }
     }
 }

@@ -15,6 +15,8 @@ metrics! {
     HTTP_REQUESTS = Counter "weft_http_requests_total", "Requests the gateway answered, by route and status code.";
     HTTP_REQUEST_DURATION = Histogram "weft_http_request_duration_seconds", "From a request's head to the end of its answer's body, by route.";
     HTTP_REQUESTS_IN_FLIGHT = Gauge "weft_http_requests_in_flight", "Requests being worked on, streams included.";
+    MIRRORED = Counter "weft_mirrored_total", "Copies of requests, by route and result (same, different, failed, skipped).";
+    ACCESS_LINES_DROPPED = Counter "weft_access_log_dropped_total", "Lines of the access log dropped because its writer did not keep up.";
 
     AUTH_DECISIONS = Counter "weft_auth_decisions_total", "Callers judged, by provider (`none`: before or without one) and result (ok, cached, anonymous, missing, invalid, expired, unknown-key, unavailable, forbidden, would-forbid, address).";
     AUTH_KEY_FETCHES = Counter "weft_auth_key_fetches_total", "Fetches of an issuer's key set, by provider and result (ok, failed).";

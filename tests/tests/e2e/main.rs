@@ -10,5 +10,6 @@ mod interop;
 mod limits;
 mod messages;
 mod orders;
+mod routing;
 mod support;
 mod versioning;

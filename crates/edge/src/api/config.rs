@@ -1,10 +1,10 @@
-//! `GET /v1/config` and `/v1/config/explain`: the running configuration, as its owner shows it.
+//! `GET /v1/config`, `/v1/config/explain` and `/v1/routes`: the running configuration, as its owner shows it.
 
 use axum::Router;
 use axum::extract::State;
 use axum::routing::get;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Api;
 use super::problem::{Problem, Query, code};
@@ -14,17 +14,27 @@ pub trait ConfigView: Send + Sync + 'static {
     /// The whole configuration as JSON, with `generation` and `source`.
     fn running(&self) -> Value;
 
+    /// Every route in the file's order: `name`, `match`, `target`, `uses`, `policy`.
+    fn routes(&self) -> Vec<Value>;
+
     /// The effective policy of a `route`, `queue`, `subscription` or `step`, with the line each value came from; `None`
     /// when there is no such thing.
     fn explain(&self, kind: &str, name: &str) -> Option<Value>;
 }
 
 pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/config", get(running)).route("/v1/config/explain", get(explain))
+    Router::new()
+        .route("/v1/config", get(running))
+        .route("/v1/config/explain", get(explain))
+        .route("/v1/routes", get(listed))
 }
 
 async fn running(State(api): State<Api>) -> axum::Json<Value> {
     axum::Json(api.config.running())
+}
+
+async fn listed(State(api): State<Api>) -> axum::Json<Value> {
+    axum::Json(json!({"items": api.config.routes(), "next": null}))
 }
 
 #[derive(Deserialize)]

@@ -84,11 +84,14 @@ pub mod code {
         UPSTREAM_INVALID = 502 "upstream-invalid" "The service cannot be called as configured";
         UPSTREAM_BROKEN = 502 "upstream-broken" "The service broke off its answer";
         AUTH_UNAVAILABLE = 503 "auth-unavailable" "Who is calling cannot be checked now";
+        ANSWER_TOO_LARGE = 502 "answer-too-large" "The service's answer is over the route's limit";
         OVERLOADED = 503 "overloaded" "There is more work than can be done now";
         BULKHEAD_FULL = 503 "bulkhead-full" "As many requests as allowed are running";
         BULKHEAD_WAIT = 503 "bulkhead-wait" "No place among the running requests became free in time";
         BREAKER_OPEN = 503 "breaker-open" "The service failed too often and is given time";
         NO_INSTANCE = 503 "no-instance" "The service has no healthy instance";
+        QUEUE_BEHIND = 503 "queue-behind" "A queue that this route depends on is too far behind";
+        FAULT_INJECTED = 503 "fault-injected" "The route fails some requests on purpose";
         STORE_UNAVAILABLE = 503 "store-unavailable" "The store takes no work now";
         NOT_READY = 503 "not-ready" "Weft is not ready";
         SHUTTING_DOWN = 503 "shutting-down" "Weft is shutting down";

@@ -80,7 +80,7 @@ impl Adapt {
             return Err(Problem::new(code::UNSUPPORTED_MEDIA_TYPE, detail));
         }
         let value: Value = parse_json(&body)?;
-        let asking = Asking { ctx, peer, head };
+        let asking = Asking { ctx, client: peer.address.ip(), head };
         let seen = Seen { body: Arc::new(value), status: None, request: &asking };
         let mapped = template
             .eval(&seen)
@@ -124,7 +124,7 @@ impl Adapt {
         };
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|e| bad(format!("the service's answer is not the JSON it says it is: {e}")))?;
-        let asking = Asking { ctx, peer, head };
+        let asking = Asking { ctx, client: peer.address.ip(), head };
         let seen = Seen { body: Arc::new(value), status: Some(parts.status.as_u16()), request: &asking };
         let mapped = template.eval(&seen).map_err(|e| bad(format!("the answer cannot be adapted: {e}")))?;
         let mapped = Bytes::from(mapped.to_string());

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
 use tokio::time::{Instant, Sleep};
 use weft_mesh::Incoming;
 
@@ -40,6 +41,8 @@ enum Kind {
     Tunnel(Box<Tunnel>),
     /// Begun to be collected, found too long, and passed on.
     Resumed(VecDeque<Bytes>, Box<Body>),
+    /// Counted, hashed or compressed on its way.
+    Layered(UnsyncBoxBody<Bytes, weft_mesh::Error>),
 }
 
 impl From<Bytes> for Body {
@@ -74,6 +77,14 @@ impl Body {
     /// No body, and the connection becomes something else after the head.
     pub(super) fn tunnel(tunnel: Tunnel) -> Self {
         Self { kind: Kind::Tunnel(Box::new(tunnel)), exchange: None }
+    }
+
+    /// A body that another one is made of.
+    pub(super) fn layered<B>(body: B) -> Self
+    where
+        B: HttpBody<Data = Bytes, Error = weft_mesh::Error> + Send + 'static,
+    {
+        Self { kind: Kind::Layered(UnsyncBoxBody::new(body)), exchange: None }
     }
 
     /// What was read of a body already, and the body.
@@ -133,6 +144,7 @@ impl HttpBody for Body {
             Kind::Bytes(b) if b.is_empty() => Poll::Ready(None),
             Kind::Bytes(b) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(b))))),
             Kind::Upstream(b) => Pin::new(b).poll_frame(cx),
+            Kind::Layered(b) => Pin::new(b).poll_frame(cx),
             Kind::Collected(b, trailers) => Poll::Ready(match (b.is_empty(), trailers.take()) {
                 (false, t) => {
                     *trailers = t;
@@ -177,6 +189,7 @@ impl HttpBody for Body {
             Kind::Tunnel(_) => SizeHint::with_exact(0),
             Kind::Watched(b) => b.body.size_hint(),
             Kind::Web(..) => SizeHint::default(),
+            Kind::Layered(b) => b.size_hint(),
         }
     }
 }
@@ -189,6 +202,7 @@ impl Kind {
             Kind::Watched(b) => b.body.is_end_stream(),
             Kind::Web(b, _) => b.is_end_stream(),
             Kind::Upstream(b) => b.is_end_stream(),
+            Kind::Layered(b) => b.is_end_stream(),
             Kind::Collected(b, t) => b.is_empty() && t.is_none(),
             Kind::Resumed(read, rest) => read.is_empty() && rest.is_end_stream(),
         }

@@ -23,6 +23,7 @@ use super::body::Body;
 use super::collect::collect;
 use super::limited::Asking;
 use super::record::Exchange;
+use super::traffic::{Chosen, Outgoing, is_service, preflight_asks};
 use super::tunnel::Tunnel;
 use super::upgrade::Upgrade;
 use super::{grpc_web, headers, respond, upgrade};
@@ -36,6 +37,7 @@ use crate::spec::{Idle, Target};
 pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<Incoming>) -> Response<Body> {
     let began = Instant::now();
     let running = core.running.load_full();
+    let peer = running.proxies.seen(peer);
     let (mut head, body) = request.into_parts();
     let mut grpc = respond::is_grpc(&head.headers);
     let mut web = None;
@@ -43,19 +45,29 @@ pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<
 
     // Which route.
     let connect = if head.method == Method::CONNECT { upgrade::from_connect(&mut head) } else { Ok(()) };
-    let located = connect.and_then(|()| locate(&running, &head));
+    let located = connect.and_then(|()| locate(&running, &peer, &head));
     let route = match &located {
-        Ok((i, _)) => running.routes[*i].clone(),
+        Ok(at) => running.routes[at.route].clone(),
         Err(_) => running.unmatched.clone(),
     };
     let (method, uri) = (head.method.clone(), head.uri.clone());
     let mut record = Box::new(Exchange::new(&core.deps.telemetry, &route, trace, began, method, uri));
+    if let Some(access) = &running.access {
+        record.logs(access.line(&route, &peer, &head));
+    }
+    let mut hop = None;
     let answer = match located {
         Err(p) => Err(p),
-        Ok((_, path)) => {
+        Ok(at) => {
             drop(running);
-            if let Some(path) = path {
-                head.uri = path;
+            if let Some(t) = &route.traffic {
+                hop = Some((t, t.begin(&route, &peer, &trace, &mut head)));
+            }
+            if let Some(uri) = at.uri {
+                head.uri = uri;
+            }
+            if at.share > 0 {
+                head.extensions.insert(Chosen(at.share));
             }
             let mut body = weft_mesh::Body::from(body);
             if route.protocols.grpc_web
@@ -64,7 +76,10 @@ pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<
                 let (translated, wanted) = grpc_web::to_grpc(&mut head, body, form);
                 (body, web, grpc) = (translated, Some(wanted), true);
             }
-            admitted(&core, &route, &peer, trace, head, body, grpc, &mut record).await
+            match (&route.traffic, at.preflight) {
+                (Some(t), true) => t.preflight(&head),
+                _ => admitted(&core, &route, &peer, trace, head, body, grpc, &mut record).await,
+            }
         }
     };
 
@@ -77,6 +92,9 @@ pub(crate) async fn exchange(core: Arc<Core>, peer: Arc<Peer>, request: Request<
         Some(form) => grpc_web::to_web(response, form),
         None => response,
     };
+    if let Some((t, hop)) = hop {
+        response = hop.answer(t, response);
+    }
     record.answered(response.status(), response.headers_mut());
     response.map(|b| b.ends(record))
 }
@@ -124,8 +142,12 @@ async fn admitted(
     }
 
     // Admit.
+    if let Some(t) = &route.traffic {
+        Box::pin(t.before(core, &head)).await?;
+    }
     if let Some(limited) = &route.limited {
-        let asking = Asking { ctx: &ctx, peer, head: &head };
+        let client = route.proxies.client(peer, &head.headers);
+        let asking = Asking { ctx: &ctx, client, head: &head };
         let counted = match limited.has_quotas() {
             true => Some(Box::pin(limited.quotas(&core.quotas, &route.name, &route.policy, &asking, record)).await?),
             false => None,
@@ -145,7 +167,8 @@ async fn admitted(
         Ok(slot) => record.holds(slot),
         Err(refused) => {
             if let Some(fallback) = &route.fallback {
-                let out = outbound(peer, head, body.into(), None);
+                prepare(route, peer, &mut head, None);
+                let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
                 if let Some(instead) = Box::pin(fallback.refused(core, &ctx, &out)).await {
                     return Ok(instead);
                 }
@@ -156,12 +179,14 @@ async fn admitted(
 
     // Send.
     match &route.to {
-        Target::Service { .. } => match upgrade {
+        Target::Redirect(_) | Target::Respond(_) => fixed(route, &head),
+        to if is_service(to) && (upgrade.is_some() || route.buffers().is_none()) => match upgrade {
             Some(upgrade) => Box::pin(upgraded(core, route, peer, &ctx, head, body, upgrade)).await,
             None => proxied(core, route, peer, &ctx, head, body).await,
         },
         _ => {
-            let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
+            let limit = route.buffers().unwrap_or(limits::COLLECTED_BODY_BYTES);
+            let bytes = Box::pin(collect(body, &head.headers, limit, ctx.deadline)).await?;
             Box::pin(send(core, route, peer, &ctx, head, bytes)).await
         }
     }
@@ -176,11 +201,12 @@ pub(super) async fn send(
     mut head: Parts,
     mut body: Bytes,
 ) -> Result<Response<Body>, Problem> {
-    if let (Some(adapt), false) = (&route.adapt, matches!(route.to, Target::Service { .. })) {
+    if let (Some(adapt), false) = (&route.adapt, is_service(&route.to)) {
         body = adapt.request(ctx, peer, &mut head, body)?;
     }
     match &route.to {
-        Target::Service { .. } => proxied(core, route, peer, ctx, head, body.into()).await,
+        Target::Service { .. } | Target::Split(_) => proxied(core, route, peer, ctx, head, body.into()).await,
+        Target::Redirect(_) | Target::Respond(_) => fixed(route, &head),
         Target::Topic(t) => super::publish::publish(core, ctx, Channel::Topic(t.clone()), &head, body).await,
         Target::Queue(q) => super::publish::publish(core, ctx, Channel::Queue(q.clone()), &head, body).await,
         Target::Saga { saga, reply } => super::saga::start(core, ctx, saga, *reply, &head, body).await,
@@ -231,12 +257,20 @@ async fn attempts(
     route: &Route,
     peer: &Peer,
     ctx: &Context,
-    head: Parts,
+    mut head: Parts,
     body: weft_mesh::Body,
     upgrade: Option<&Upgrade>,
 ) -> Result<Sent, Problem> {
-    let Target::Service { service, .. } = &route.to else { unreachable!("only routes to services are proxied") };
-    let out = outbound(peer, head, body, upgrade);
+    let service = route.service(head.extensions.get::<Chosen>().map_or(0, |c| c.0));
+    prepare(route, peer, &mut head, upgrade);
+    let (body, outgoing) = match &route.traffic {
+        None => (body, None),
+        Some(t) => {
+            let (body, out) = t.outgoing(core, ctx, service, &mut head, body);
+            (body, Some(out))
+        }
+    };
+    let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
     let replay = out.replay();
     let done = attempt::run(&route.policy, ctx, replay, |a| core.deps.mesh.send(ctx, service, &out, a)).await;
     if let Some(fallback) = &route.fallback {
@@ -251,21 +285,21 @@ async fn attempts(
         }
     }
     match done {
-        Ok(done) => Ok(Sent::Reply(done.answer)),
-        Err(failure) => Err(failed(failure)),
+        Ok(done) => Ok(Sent::Reply(done.answer, outgoing)),
+        Err(failure) => Err(outgoing.and_then(|o| o.failed()).unwrap_or_else(|| failed(failure))),
     }
 }
 
 /// What came of sending.
 enum Sent {
-    /// A service's answer.
-    Reply(weft_mesh::Reply),
+    /// A service's answer, and what is still to be done to it.
+    Reply(weft_mesh::Reply, Option<Outgoing>),
     /// The route's fallback.
     Instead(Response<Body>),
 }
 
-/// The request as it goes on to a service.
-fn outbound(peer: &Peer, mut head: Parts, body: weft_mesh::Body, upgrade: Option<&Upgrade>) -> Outbound {
+/// Makes a request's head the one that goes on to a service.
+fn prepare(route: &Route, peer: &Peer, head: &mut Parts, upgrade: Option<&Upgrade>) {
     let host = match head.uri.authority() {
         Some(a) => {
             // What the route was found by is what the service is told (RFC 9112 3.2.2, RFC 9113 8.3.1).
@@ -274,17 +308,16 @@ fn outbound(peer: &Peer, mut head: Parts, body: weft_mesh::Body, upgrade: Option
         }
         None => head.headers.get(header::HOST).cloned(),
     };
-    headers::to_upstream(&mut head.headers, peer, head.version, host.as_ref());
+    headers::to_upstream(&mut head.headers, peer, head.version, host.as_ref(), route.forwarded);
     if let Some(u) = upgrade {
         u.ask(&mut head.headers);
     }
-    Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip())
 }
 
 /// The answer that goes to the client, from a service's.
 fn answered(sent: Sent, route: &Route) -> Result<Response<Body>, Problem> {
-    let reply = match sent {
-        Sent::Reply(reply) => reply,
+    let (reply, outgoing) = match sent {
+        Sent::Reply(reply, outgoing) => (reply, outgoing),
         Sent::Instead(response) => return Ok(response),
     };
     let silent = match route.protocols.idle {
@@ -302,7 +335,10 @@ fn answered(sent: Sent, route: &Route) -> Result<Response<Body>, Problem> {
     *response.status_mut() = parts.status;
     *response.headers_mut() = parts.headers;
     headers::to_downstream(response.headers_mut(), parts.version);
-    Ok(response)
+    match outgoing {
+        None => Ok(response),
+        Some(out) => out.came(response),
+    }
 }
 
 /// Passes on a request to go on with another protocol. If the service agrees, both sides are joined.
@@ -316,7 +352,7 @@ async fn upgraded(
     upgrade: Upgrade,
 ) -> Result<Response<Body>, Problem> {
     let reply = match attempts(core, route, peer, ctx, head, body, Some(&upgrade)).await? {
-        Sent::Reply(reply) if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS => reply,
+        Sent::Reply(reply, _) if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS => reply,
         other => return answered(other, route),
     };
     let (mut parts, service) = reply.response.into_parts();
@@ -347,15 +383,39 @@ fn failed(f: Failure<weft_mesh::Error>) -> Problem {
     if f.attempts > 0 { p.with("attempts", f.attempts) } else { p }
 }
 
-/// The route's index, and the target to send where it is not what was asked for.
-fn locate(running: &Running, head: &Parts) -> Result<(usize, Option<Uri>), Problem> {
+fn fixed(route: &Route, head: &Parts) -> Result<Response<Body>, Problem> {
+    route.traffic.as_ref().expect("a route that answers by itself was compiled with its answer").fixed(head)
+}
+
+/// Where a request goes.
+struct Located {
+    /// The route's index.
+    route: usize,
+    /// Which of several services.
+    share: u16,
+    /// What to ask it for, where that is not what was asked for.
+    uri: Option<Uri>,
+    /// It asks whether a page may call the route, and does not call it.
+    preflight: bool,
+}
+
+/// Finds the route, the service and what to ask it for.
+fn locate(running: &Running, peer: &Peer, head: &Parts) -> Result<Located, Problem> {
     let host = headers::host(&head.uri, &head.headers).map_err(|e| Problem::new(code::BAD_REQUEST, e))?;
     let given = head.uri.path();
     let path = normal(given).ok_or_else(|| {
         Problem::new(code::INVALID_PATH, format!("the path '{given}' has dot segments or broken percent-encoding"))
     })?;
     let query = head.uri.query();
-    let asked = Asked { host, path: &path, query, method: &head.method, headers: &head.headers };
+    let source = running.table.sees_source().then(|| running.proxies.client(peer, &head.headers));
+    let asked = Asked { host, path: &path, query, method: &head.method, headers: &head.headers, source };
+    if running.cors
+        && let Some(method) = preflight_asks(head)
+        && let Found::Route(route) = running.table.find(&Asked { method: &method, ..asked })
+        && running.routes[route].traffic.as_ref().is_some_and(|t| t.cors().is_some())
+    {
+        return Ok(Located { route, share: 0, uri: None, preflight: true });
+    }
     let route = match running.table.find(&asked) {
         Found::Route(i) => i,
         Found::Nothing => {
@@ -374,13 +434,17 @@ fn locate(running: &Running, head: &Parts) -> Result<(usize, Option<Uri>), Probl
             });
         }
     };
-    let rewritten = running.table.rewrite(route, &path);
+    let share = running.routes[route].split.as_ref().map_or(0, |s| s.choose(&head.headers));
+    let rewritten = running.table.rewrite(route, share.into(), &path);
     let to_send = match (&rewritten, &path) {
         (Some(r), _) => r.as_str(),
         (None, std::borrow::Cow::Owned(p)) => p.as_str(),
-        (None, std::borrow::Cow::Borrowed(_)) => return Ok((route, None)),
+        (None, std::borrow::Cow::Borrowed(_)) => {
+            return Ok(Located { route, share, uri: None, preflight: false });
+        }
     };
-    Ok((route, Some(sent_to(&head.uri, to_send, query)?)))
+    let uri = Some(sent_to(&head.uri, to_send, query)?);
+    Ok(Located { route, share, uri, preflight: false })
 }
 
 /// A target with another path, and the query that was asked for.

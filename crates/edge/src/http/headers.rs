@@ -4,6 +4,7 @@ use http::header::{self, Entry, HeaderMap, HeaderName, HeaderValue};
 use http::{Uri, Version};
 use weft_core::Trace;
 
+use super::forwarded::FORWARDED;
 use crate::listener::Peer;
 
 /// Who the client was.
@@ -25,7 +26,6 @@ pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotenc
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 
 fn of_one_hop(name: &HeaderName) -> bool {
     *name == header::CONNECTION
@@ -67,12 +67,16 @@ pub fn strip_hop_by_hop(h: &mut HeaderMap) {
 
 /// Makes a client's fields into those sent on. What an untrusted client says of forwarding is replaced, what a trusted
 /// one says is added to.
-pub fn to_upstream(h: &mut HeaderMap, peer: &Peer, version: Version, host: Option<&HeaderValue>) {
+pub fn to_upstream(h: &mut HeaderMap, peer: &Peer, version: Version, host: Option<&HeaderValue>, forwarded: bool) {
     strip_hop_by_hop(h);
     if !peer.trusted {
         for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, FORWARDED, TRACESTATE, BAGGAGE] {
             h.remove(name);
         }
+    }
+    // A chain that lacks a hop would name the wrong client.
+    if forwarded || (peer.trusted && h.contains_key(FORWARDED)) {
+        super::forwarded::add(h, peer, host);
     }
     match h.entry(X_FORWARDED_FOR) {
         Entry::Vacant(v) => {
@@ -181,14 +185,14 @@ mod tests {
         };
         let host = HeaderValue::from_static("h");
         let mut h = said();
-        to_upstream(&mut h, &Peer::new("9.9.9.9:1".parse().unwrap(), false), Version::HTTP_11, Some(&host));
+        to_upstream(&mut h, &Peer::new("9.9.9.9:1".parse().unwrap(), false), Version::HTTP_11, Some(&host), false);
         assert_eq!(
             (&h[X_FORWARDED_FOR], &h[X_FORWARDED_PROTO]),
             (&HeaderValue::from_static("9.9.9.9"), &HeaderValue::from_static("http"))
         );
         assert_eq!((&h[X_FORWARDED_HOST], h.get(BAGGAGE)), (&host, None));
         let mut h = said();
-        to_upstream(&mut h, &Peer::new("127.0.0.1:1".parse().unwrap(), false), Version::HTTP_2, Some(&host));
+        to_upstream(&mut h, &Peer::new("127.0.0.1:1".parse().unwrap(), false), Version::HTTP_2, Some(&host), false);
         assert_eq!(h.get_all(X_FORWARDED_FOR).iter().collect::<Vec<_>>(), ["1.1.1.1, 2.2.2.2, 127.0.0.1"]);
         assert_eq!(
             (&h[X_FORWARDED_HOST], &h[header::VIA]),

@@ -25,7 +25,6 @@ use super::quota::{self, Quotas};
 use super::record::Exchange;
 use super::respond;
 use crate::api::problem::{Problem, code};
-use crate::listener::Peer;
 use crate::spec::REQUEST_NAMES;
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -247,7 +246,7 @@ impl Counted {
                 }
             }
         }
-        Caller::Address(network(r.peer.address.ip(), self.ipv6_prefix))
+        Caller::Address(network(r.client, self.ipv6_prefix))
     }
 
     /// A cost that cannot be told is 1, a negative one 0.
@@ -299,7 +298,7 @@ fn network(ip: IpAddr, prefix: u8) -> IpAddr {
 /// A request as expressions see it: `request`, `principal`, `address`.
 pub(crate) struct Asking<'r> {
     pub(super) ctx: &'r Context,
-    pub(super) peer: &'r Peer,
+    pub(super) client: IpAddr,
     pub(super) head: &'r Parts,
 }
 
@@ -310,7 +309,7 @@ impl Scope for Asking<'_> {
                 Principal::Named(n) => json!(**n),
                 Principal::Anonymous => json!(""),
             },
-            "address" => json!(self.peer.address.ip().to_canonical().to_string()),
+            "address" => json!(self.client.to_canonical().to_string()),
             "request" => {
                 let h = &self.head.headers;
                 let text = |v: &HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
@@ -358,9 +357,9 @@ mod tests {
     #[test]
     fn callers_are_told_apart_by_what_the_limit_says() {
         let ctx = Context { principal: Principal::Named("ann".into()), ..Context::root() };
-        let peer = Peer::new("10.0.0.1:9".parse().unwrap(), false);
+        let client = "10.0.0.1".parse().unwrap();
         let (head, ()) = http::Request::get("/a?tenant=t%201&n=3").header("x-key", "k").body(()).unwrap().into_parts();
-        let asking = Asking { ctx: &ctx, peer: &peer, head: &head };
+        let asking = Asking { ctx: &ctx, client, head: &head };
         let stored = |per: RatePer| {
             let c = Counted::compile(&per, 64, None, "x", true).unwrap().caller(&asking);
             match c {

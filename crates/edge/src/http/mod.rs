@@ -3,9 +3,11 @@
 pub(crate) mod exchange;
 pub(crate) mod fallback;
 
+pub(crate) mod access;
 pub(crate) mod adapt;
 pub mod body;
 mod collect;
+pub mod forwarded;
 mod grpc_web;
 pub mod headers;
 pub(crate) mod idempotency;
@@ -15,6 +17,7 @@ pub(crate) mod quota;
 mod record;
 pub mod respond;
 mod saga;
+pub(crate) mod traffic;
 mod tunnel;
 mod upgrade;
 pub(crate) mod version;

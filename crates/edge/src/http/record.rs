@@ -9,6 +9,7 @@ use weft_core::{Clock as _, SystemClock, Timestamp, Trace};
 use weft_policy::bulkhead::Slot;
 use weft_telemetry::{SpanKind, SpanRecord, SpanStatus, Telemetry, Text, Value};
 
+use super::access::{Ended, Line};
 use crate::gateway::Route;
 
 /// An exchange under way; recorded when it is dropped.
@@ -28,6 +29,7 @@ pub(crate) struct Exchange {
     /// What goes on the answer, whatever it is.
     fields: Vec<(HeaderName, HeaderValue)>,
     version: Option<Arc<str>>,
+    log: Option<Box<Line>>,
     _slot: Option<Slot>,
 }
 
@@ -66,6 +68,7 @@ impl Exchange {
             error: None,
             fields: Vec::new(),
             version: None,
+            log: None,
             _slot: None,
         }
     }
@@ -77,6 +80,10 @@ impl Exchange {
 
     pub(super) fn holds(&mut self, slot: Slot) {
         self._slot = Some(slot);
+    }
+
+    pub(super) fn logs(&mut self, line: Box<Line>) {
+        self.log = Some(line);
     }
 
     pub(super) fn version(&mut self, version: Arc<str>) {
@@ -146,6 +153,17 @@ impl Drop for Exchange {
         self.route.in_flight.add(-1);
         self.route.count(self.status, took);
         let gone = self.end == End::UnderWay;
+        if let Some(line) = self.log.take() {
+            line.end(&Ended {
+                method: &self.method,
+                status: self.status,
+                bytes: self.bytes,
+                took,
+                route: &self.route.name,
+                trace: &self.trace,
+                error: self.error.as_ref().map(|(code, _)| *code).or(gone.then_some("client-gone")),
+            });
+        }
         let bad = self.error.is_some() || gone || self.status.is_server_error();
         if !bad && !self.telemetry.keeps(&self.trace, took) {
             return;

@@ -68,7 +68,7 @@ impl Classify for Error {
 }
 
 /// The other end of a connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// Its address.
     pub address: SocketAddr,
@@ -81,10 +81,15 @@ pub struct Peer {
     /// Whom its certificate speaks for, if it showed one that was verified.
     pub principal: Principal,
     /// Its place among the listener's connections, held for as long as anything works for it.
-    _permit: Option<OwnedSemaphorePermit>,
+    _permit: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Peer {
+    /// The same peer, believed or not.
+    pub(crate) fn as_trusted(&self, trusted: bool) -> Self {
+        Self { trusted, ..self.clone() }
+    }
+
     /// A peer at an address.
     pub fn new(address: SocketAddr, tls: bool) -> Self {
         let ip = match address.ip() {
@@ -236,7 +241,7 @@ async fn connection<H: Handler>(
     stream.set_nodelay(true)?;
     let settings = door.settings();
     let mut peer = Peer::new(address, settings.tls.is_some());
-    peer._permit = Some(permit);
+    peer._permit = Some(Arc::new(permit));
     let Some(tls) = &settings.tls else {
         drop(settings);
         let Some((h2, io)) = early(&drain, limits::HEADER_READ, sniff::is_h2(stream)).await? else { return Ok(()) };

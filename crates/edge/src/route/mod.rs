@@ -7,15 +7,17 @@
 //!
 //! Literal paths are one hash lookup; patterns are a trie walked in order of specificity, so the first hit is the answer.
 
+mod condition;
 mod pattern;
 
+use std::net::IpAddr;
+
 use hashbrown::HashMap;
-use http::{HeaderMap, HeaderName, Method};
-use percent_encoding::percent_decode_str;
+use http::{HeaderMap, Method};
 
 pub use pattern::{Pattern, Segment, Template, normal};
 
-use crate::spec::{RouteSpec, Target};
+use crate::spec::{Rewrite, RouteSpec, Target};
 
 /// Why a route does not compile. `route` is its index in the file's order.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +29,7 @@ pub enum RouteError {
         route: usize,
         /// Its name.
         name: String,
-        /// `path`, `host`, `method`, `header` or `to.path`.
+        /// `path`, `host`, `method`, `header`, `query`, `content_type`, `when` or `to.path`.
         member: &'static str,
         /// What was given.
         given: String,
@@ -70,6 +72,8 @@ pub struct Asked<'a> {
     pub method: &'a Method,
     /// Header fields.
     pub headers: &'a HeaderMap,
+    /// Who asks; only of use where [`Table::sees_source`].
+    pub source: Option<IpAddr>,
 }
 
 /// What the table answers.
@@ -90,7 +94,8 @@ pub struct Table {
     /// Suffixes with their leading dot, longest first.
     wildcard: Vec<(Box<str>, Paths)>,
     any: Paths,
-    routes: Vec<Conditions>,
+    routes: Vec<Compiled>,
+    sees_source: bool,
 }
 
 #[derive(Debug, Default)]
@@ -111,13 +116,20 @@ struct Node {
 }
 
 #[derive(Debug)]
-struct Conditions {
+struct Compiled {
     methods: Vec<Method>,
-    headers: Vec<(HeaderName, Option<String>)>,
-    query: Vec<(String, Option<String>)>,
+    conditions: condition::Conditions,
     priority: i32,
     pattern: Pattern,
-    rewrite: Option<Template>,
+    /// By share of a split; one of a route to a service.
+    rewrites: Vec<Option<Rewriter>>,
+}
+
+#[derive(Clone, Debug)]
+enum Rewriter {
+    Template(Template),
+    Prefix(String, String),
+    Regex(regex::Regex, String),
 }
 
 impl Table {
@@ -128,9 +140,9 @@ impl Table {
         let mut seen: HashMap<String, usize> = HashMap::new();
         let mut placed: Vec<(usize, Option<String>)> = Vec::new();
         for (i, spec) in specs.iter().enumerate() {
-            match Conditions::compile(i, spec) {
+            match Compiled::compile(i, spec) {
                 Ok((host, c)) => {
-                    match seen.entry(c.identity(host.as_deref())) {
+                    match seen.entry(c.identity(host.as_deref(), spec)) {
                         hashbrown::hash_map::Entry::Occupied(o) => errors.push(RouteError::Equal {
                             route: i,
                             name: spec.name.to_string(),
@@ -142,6 +154,7 @@ impl Table {
                         }
                     }
                     placed.push((i, host));
+                    table.sees_source |= c.conditions.sees_source();
                     table.routes.push(c);
                 }
                 Err(e) => errors.extend(e),
@@ -175,6 +188,11 @@ impl Table {
         Ok(table)
     }
 
+    /// Whether a condition of some route looks at the caller's address.
+    pub fn sees_source(&self) -> bool {
+        self.sees_source
+    }
+
     /// Finds the most specific route.
     pub fn find(&self, asked: &Asked<'_>) -> Found {
         let mut search = Search { table: self, asked, allowed: Vec::new() };
@@ -187,10 +205,27 @@ impl Table {
         }
     }
 
-    /// The path to send for a request path that took a route; `None` = as it came.
-    pub fn rewrite(&self, route: usize, path: &str) -> Option<String> {
+    /// The path to send for a request path that took a route, to a share of its split; `None` = as it came.
+    pub fn rewrite(&self, route: usize, share: usize, path: &str) -> Option<String> {
         let c = &self.routes[route];
-        c.rewrite.as_ref().map(|t| t.fill(&c.pattern, path))
+        match c.rewrites.get(share)?.as_ref()? {
+            Rewriter::Template(t) => Some(t.fill(&c.pattern, path)),
+            Rewriter::Prefix(prefix, with) => {
+                let rest = path.strip_prefix(prefix.as_str()).filter(|r| r.is_empty() || r.starts_with('/'))?;
+                let made = format!("{with}{rest}");
+                Some(if made.is_empty() { "/".to_owned() } else { made })
+            }
+            Rewriter::Regex(re, with) => match re.replace_all(path, with.as_str()) {
+                std::borrow::Cow::Borrowed(_) => None,
+                std::borrow::Cow::Owned(made) if made.starts_with('/') => Some(made),
+                std::borrow::Cow::Owned(made) => Some(format!("/{made}")),
+            },
+        }
+    }
+
+    /// The pattern of a route's path.
+    pub(crate) fn pattern(&self, route: usize) -> &Pattern {
+        &self.routes[route].pattern
     }
 }
 
@@ -272,7 +307,7 @@ impl<'t> Search<'t, '_> {
     fn first(&mut self, routes: &[u32]) -> Option<u32> {
         routes.iter().copied().find(|i| {
             let c = &self.table.routes[*i as usize];
-            if !c.hold(self.asked) {
+            if !c.conditions.hold(self.asked) {
                 return false;
             }
             if c.takes(self.asked.method) {
@@ -308,7 +343,7 @@ impl Paths {
     }
 }
 
-impl Conditions {
+impl Compiled {
     fn compile(route: usize, spec: &RouteSpec) -> Result<(Option<String>, Self), Vec<RouteError>> {
         let mut errors = Vec::new();
         let mut bad = |member, given: &str, reason: String| {
@@ -316,12 +351,40 @@ impl Conditions {
         };
         let m = &spec.matches;
         let pattern = Pattern::parse(&m.path).map_err(|e| bad("path", &m.path, e)).ok();
-        let rewrite = match (&spec.to, &pattern) {
-            (Target::Service { path: Some(t), .. }, Some(p)) => {
-                Template::parse(t, p).map_err(|e| bad("to.path", t, e)).ok()
+        let general = match &spec.traffic.rewrite {
+            None => None,
+            Some(Rewrite::Prefix(prefix, with)) => {
+                for (what, text) in [("prefix", prefix), ("with", with)] {
+                    if !text.starts_with('/') {
+                        bad("rewrite", text, format!("must start with '/': write '/{text}' as '{what}'"));
+                    }
+                }
+                let end = |t: &str| t.trim_end_matches('/').to_owned();
+                Some(Rewriter::Prefix(end(prefix), end(with)))
             }
-            _ => None,
+            Some(Rewrite::Regex(re, with)) => match regex::Regex::new(re) {
+                Ok(compiled) => Some(Rewriter::Regex(compiled, with.clone())),
+                Err(e) => {
+                    let text = e.to_string();
+                    let last = text.lines().last().unwrap_or_default().trim();
+                    bad("rewrite", re, format!("is not a regular expression: {last}"));
+                    None
+                }
+            },
         };
+        let paths: Vec<Option<&String>> = match &spec.to {
+            Target::Service { path, .. } => vec![path.as_ref()],
+            Target::Split(shares) => shares.iter().map(|s| s.path.as_ref()).collect(),
+            _ => Vec::new(),
+        };
+        let rewrites = paths.into_iter().map(|path| match (path, &pattern) {
+            (Some(t), Some(p)) => Template::parse(t, p).map_err(|e| bad("to.path", t, e)).ok().map(Rewriter::Template),
+            _ => general.clone(),
+        });
+        let rewrites = rewrites.collect();
+        for (member, given, reason) in pattern.iter().flat_map(|p| crate::http::traffic::mistakes(spec, p)) {
+            bad(member, &given, reason);
+        }
         let host = m.host.as_deref().map(|h| h.to_ascii_lowercase());
         if let Some(h) = &host {
             let name = h.strip_prefix("*.").unwrap_or(h);
@@ -337,17 +400,18 @@ impl Conditions {
                 Err(_) => bad("method", name, "is not an HTTP method".into()),
             }
         }
-        let mut headers = Vec::new();
-        for (name, value) in &m.headers {
-            match HeaderName::from_bytes(name.as_bytes()) {
-                Ok(n) => headers.push((n, value.clone())),
-                Err(_) => bad("header", name, "is not a header field name".into()),
+        let conditions = match condition::Conditions::compile(m) {
+            Ok(c) => c,
+            Err(all) => {
+                for (member, given, reason) in all {
+                    bad(member, &given, reason);
+                }
+                condition::Conditions::default()
             }
-        }
+        };
         match (pattern, errors.is_empty()) {
             (Some(pattern), true) => {
-                let (query, priority) = (m.query.clone(), spec.priority);
-                Ok((host, Self { methods, headers, query, priority, pattern, rewrite }))
+                Ok((host, Self { methods, conditions, priority: spec.priority, pattern, rewrites }))
             }
             _ => Err(errors),
         }
@@ -355,28 +419,14 @@ impl Conditions {
 
     /// Conditions besides host and path.
     fn count(&self) -> usize {
-        usize::from(!self.methods.is_empty()) + self.headers.len() + self.query.len()
+        usize::from(!self.methods.is_empty()) + self.conditions.count()
     }
 
-    fn identity(&self, host: Option<&str>) -> String {
+    fn identity(&self, host: Option<&str>, spec: &RouteSpec) -> String {
         let mut methods: Vec<_> = self.methods.iter().map(Method::as_str).collect();
         methods.sort_unstable();
-        let mut headers: Vec<_> = self.headers.iter().map(|(n, v)| (n.as_str(), v)).collect();
-        headers.sort_unstable();
-        let mut query: Vec<_> = self.query.iter().collect();
-        query.sort_unstable();
-        format!("{host:?} {} {methods:?} {headers:?} {query:?} {}", self.pattern.shape(), self.priority)
-    }
-
-    /// Whether all conditions besides host, path and method hold.
-    fn hold(&self, asked: &Asked<'_>) -> bool {
-        self.headers.iter().all(|(name, want)| match want {
-            None => asked.headers.contains_key(name),
-            Some(w) => asked.headers.get_all(name).iter().any(|v| v.as_bytes() == w.as_bytes()),
-        }) && self.query.iter().all(|(name, want)| {
-            let mut pairs = asked.query.unwrap_or("").split('&').map(|p| p.split_once('=').unwrap_or((p, "")));
-            pairs.any(|(n, v)| form_eq(n, name) && want.as_ref().is_none_or(|w| form_eq(v, w)))
-        })
+        let others = condition::identity(&spec.matches);
+        format!("{host:?} {} {methods:?} {others} {}", self.pattern.shape(), self.priority)
     }
 
     /// A route that takes GET takes HEAD (RFC 9110 9.3.2).
@@ -385,14 +435,6 @@ impl Conditions {
             || self.methods.contains(m)
             || (*m == Method::HEAD && self.methods.contains(&Method::GET))
     }
-}
-
-/// Whether a form-encoded text (`+` is a space) decodes to `want`.
-fn form_eq(raw: &str, want: &str) -> bool {
-    if raw.contains('+') {
-        return form_eq(&raw.replace('+', "%20"), want);
-    }
-    raw == want || (raw.contains('%') && percent_decode_str(raw).decode_utf8().is_ok_and(|d| d == want))
 }
 
 /// A host without port and final dot.

@@ -94,7 +94,7 @@ impl Pattern {
 
     /// What a name captured in a matching path; `**` is the rest without its leading slash, `None` when the path ends
     /// before it.
-    fn capture<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
+    pub(crate) fn capture<'p>(&self, name: &str, path: &'p str) -> Option<&'p str> {
         match self {
             Pattern::Regex(re) => re.captures(path)?.name(name).map(|m| m.as_str()),
             Pattern::Segments { segments, .. } => {
@@ -114,7 +114,7 @@ impl Pattern {
         }
     }
 
-    fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         match self {
             Pattern::Regex(re) => re.capture_names().flatten().any(|n| n == name),
             Pattern::Segments { segments, rest } => {

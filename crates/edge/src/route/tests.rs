@@ -1,5 +1,6 @@
 use super::*;
-use crate::spec::RouteMatch;
+use crate::spec::{RouteMatch, Test};
+use http::HeaderName;
 use proptest::prelude::*;
 use weft_core::Name;
 use weft_policy::Policy;
@@ -14,6 +15,7 @@ fn spec(path: &str) -> RouteSpec {
         policy: Policy::default(),
         protocols: Default::default(),
         fallback: None,
+        traffic: Default::default(),
     }
 }
 
@@ -26,7 +28,7 @@ fn with(path: &str, f: impl FnOnce(&mut RouteSpec)) -> RouteSpec {
 fn ask(t: &Table, method: &str, host: &str, target: &str) -> Found {
     let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
     let method = Method::from_bytes(method.as_bytes()).unwrap();
-    t.find(&Asked { host, path, query, method: &method, headers: &HeaderMap::new() })
+    t.find(&Asked { host, path, query, method: &method, headers: &HeaderMap::new(), source: None })
 }
 
 fn get(t: &Table, target: &str) -> Found {
@@ -85,12 +87,12 @@ fn more_conditions_win_then_priority_then_file_order() {
         with("/o", |s| s.matches.methods = vec!["POST".into()]),
         with("/o", |s| {
             s.matches.methods = vec!["POST".into()];
-            s.matches.query = vec![("flow".into(), Some("a b".into()))];
+            s.matches.query = vec![("flow".into(), Test::Exact("a b".into()))];
         }),
-        with("/p", |s| s.matches.query = vec![("a".into(), None)]),
-        with("/p", |s| s.matches.query = vec![("b".into(), None)]),
+        with("/p", |s| s.matches.query = vec![("a".into(), Test::Present)]),
+        with("/p", |s| s.matches.query = vec![("b".into(), Test::Present)]),
         with("/p", |s| {
-            s.matches.query = vec![("c".into(), None)];
+            s.matches.query = vec![("c".into(), Test::Present)];
             s.priority = 1;
         }),
     ])
@@ -106,13 +108,13 @@ fn more_conditions_win_then_priority_then_file_order() {
 #[test]
 fn header_conditions_hold_by_presence_or_exact_value() {
     let t = Table::compile(&[
-        with("/a", |s| s.matches.headers = vec![("X-Beta".into(), Some("1".into()))]),
-        with("/a", |s| s.matches.headers = vec![("x-any".into(), None)]),
+        with("/a", |s| s.matches.headers = vec![("X-Beta".into(), Test::Exact("1".into()))]),
+        with("/a", |s| s.matches.headers = vec![("x-any".into(), Test::Present)]),
     ])
     .unwrap();
     let find = |name: &'static str, value: &str| {
         let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())]);
-        t.find(&Asked { host: "h", path: "/a", query: None, method: &Method::GET, headers: &headers })
+        t.find(&Asked { host: "h", path: "/a", query: None, method: &Method::GET, headers: &headers, source: None })
     };
     assert_eq!(find("x-beta", "1"), Found::Route(0));
     assert_eq!(find("x-beta", "2"), Found::Nothing);
@@ -142,7 +144,7 @@ fn all_mistakes_are_reported_at_once() {
         with("/a", |s| {
             s.matches.host = Some("a:80".into());
             s.matches.methods = vec!["G T".into()];
-            s.matches.headers = vec![("a b".into(), None)];
+            s.matches.headers = vec![("a b".into(), Test::Present)];
         }),
         with("/a/**", |s| s.to = Target::Service { service: Name::new("s").unwrap(), path: Some("/{x}".into()) }),
     ])
@@ -225,11 +227,98 @@ proptest! {
         let table = Table::compile(&specs).unwrap();
         for (host, segments, method) in asks {
             let path = if segments.is_empty() { "/".to_owned() } else { segments.iter().map(|s| format!("/{s}")).collect() };
-            let got = match table.find(&Asked { host, path: &path, query: None, method: &method, headers: &HeaderMap::new() }) {
+            let got = match table.find(&Asked { host, path: &path, query: None, method: &method, headers: &HeaderMap::new(), source: None }) {
                 Found::Route(i) => Some(i),
                 _ => None,
             };
             prop_assert_eq!(got, by_the_rules(&specs, host, &path, &method), "{} {}", host, path);
         }
+    }
+}
+
+fn asks(t: &Table, target: &str, fields: &[(&'static str, &str)], source: Option<&str>) -> Found {
+    let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
+    let mut headers = HeaderMap::new();
+    for (k, v) in fields {
+        headers.append(*k, v.parse().unwrap());
+    }
+    let source = source.map(|s| s.parse().unwrap());
+    t.find(&Asked { host: "Shop.test:80", path, query, method: &Method::POST, headers: &headers, source })
+}
+
+#[test]
+fn header_and_query_conditions_test_prefix_regex_presence_and_absence() {
+    let header = |t: Test| with("/h", |s| s.matches.headers = vec![("X-V".into(), t)]);
+    for (test, yes, no) in [
+        (Test::Prefix("beta".into()), &["beta-2", "beta"][..], &["", "alpha beta"][..]),
+        (Test::Regex("v[0-9]+".into()), &["v12"], &["v", "v1x", "xv1"]),
+        (Test::Present, &["", "x"], &[]),
+        (Test::Exact("x".into()), &["x"], &["X", "xx"]),
+    ] {
+        let t = Table::compile(&[header(test.clone())]).unwrap();
+        for v in yes {
+            assert_eq!(asks(&t, "/h", &[("x-v", v)], None), Found::Route(0), "{test:?} {v}");
+        }
+        for v in no {
+            assert_eq!(asks(&t, "/h", &[("x-v", v)], None), Found::Nothing, "{test:?} {v}");
+        }
+        assert_eq!(asks(&t, "/h", &[], None), Found::Nothing, "{test:?}");
+    }
+    let t = Table::compile(&[header(Test::Absent)]).unwrap();
+    assert_eq!(asks(&t, "/h", &[], None), Found::Route(0));
+    assert_eq!(asks(&t, "/h", &[("x-v", "1")], None), Found::Nothing);
+    let query = |t: Test| Table::compile(&[with("/q", |s| s.matches.query = vec![("a b".into(), t)])]).unwrap();
+    let t = query(Test::Regex("x y[0-9]".into()));
+    assert_eq!(asks(&t, "/q?a+b=x%20y1", &[], None), Found::Route(0));
+    assert_eq!(asks(&t, "/q?a+b=x%20y", &[], None), Found::Nothing);
+    assert_eq!(asks(&query(Test::Prefix("x y".into())), "/q?c&a%20b=x+yz", &[], None), Found::Route(0));
+    assert_eq!(asks(&query(Test::Absent), "/q?a=b", &[], None), Found::Route(0));
+    assert_eq!(asks(&query(Test::Absent), "/q?a+b", &[], None), Found::Nothing);
+}
+
+#[test]
+fn content_type_grpc_and_expressions_are_conditions_and_each_counts_for_specificity() {
+    let t = Table::compile(&[
+        spec("/x"),
+        with("/x", |s| s.matches.content_types = vec!["Application/JSON".into(), "image/*".into()]),
+        with("/x", |s| s.matches.grpc = true),
+        with("/x", |s| s.matches.when = Some("request.query.n == '7' && source.address.startsWith('10.')".into())),
+        with("/x", |s| {
+            s.matches.when = Some("request.headers['x-v'] == 'a, b' && request.host == 'shop.test'".into());
+            s.priority = 1;
+        }),
+    ])
+    .unwrap();
+    assert!(t.sees_source());
+    for (target, fields, want) in [
+        ("/x", &[][..], 0),
+        ("/x", &[("content-type", "application/json; charset=utf-8")], 1),
+        ("/x", &[("content-type", "IMAGE/png")], 1),
+        ("/x", &[("content-type", "application/jsonp")], 0),
+        ("/x", &[("content-type", "application/grpc+proto")], 2),
+        ("/x?n=7", &[], 3),
+        ("/x?n=8", &[], 0),
+        ("/x", &[("x-v", "a"), ("x-v", "b")], 4),
+    ] {
+        assert_eq!(asks(&t, target, fields, Some("10.1.2.3")), Found::Route(want), "{target} {fields:?}");
+    }
+    assert_eq!(asks(&t, "/x?n=7", &[], Some("11.1.2.3")), Found::Route(0));
+}
+
+#[test]
+fn conditions_that_cannot_hold_are_errors_that_name_their_member() {
+    for (change, member) in [
+        (
+            Box::new(|s: &mut RouteSpec| s.matches.headers = vec![("x".into(), Test::Regex("(".into()))])
+                as Box<dyn Fn(&mut RouteSpec)>,
+            "header",
+        ),
+        (Box::new(|s: &mut RouteSpec| s.matches.query = vec![("x".into(), Test::Regex("(".into()))]), "query"),
+        (Box::new(|s: &mut RouteSpec| s.matches.content_types = vec!["json".into()]), "content_type"),
+        (Box::new(|s: &mut RouteSpec| s.matches.when = Some("reqest.path == '/'".into())), "when"),
+        (Box::new(|s: &mut RouteSpec| s.matches.when = Some("request.path ==".into())), "when"),
+    ] {
+        let e = Table::compile(&[with("/a", |s| change(s))]).unwrap_err();
+        assert!(matches!(&e[..], [RouteError::Member { member: m, .. }] if *m == member), "{e:?}");
     }
 }

@@ -12,6 +12,9 @@ impl ConfigView for Config {
     fn running(&self) -> Value {
         value!({"generation": 1})
     }
+    fn routes(&self) -> Vec<Value> {
+        Vec::new()
+    }
     fn explain(&self, kind: &str, name: &str) -> Option<Value> {
         (kind == "route" && name == "orders").then(|| value!({"deadline": "10s"}))
     }

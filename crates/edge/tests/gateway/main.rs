@@ -17,4 +17,5 @@ mod smuggling;
 mod streams;
 mod targets;
 mod tls;
+mod traffic;
 mod websocket;

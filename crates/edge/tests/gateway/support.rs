@@ -212,6 +212,7 @@ pub fn route(route: &str, path: &str, service: &str) -> RouteSpec {
         protocols: Default::default(),
         fallback: None,
         versions: None,
+        traffic: Default::default(),
     }
 }
 

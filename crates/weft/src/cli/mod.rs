@@ -8,6 +8,7 @@ mod client;
 mod diff;
 mod keys;
 mod local;
+mod routes;
 mod sagas;
 mod services;
 mod table;
@@ -56,6 +57,8 @@ enum Command<U: Args> {
 enum Ask {
     /// Lists services and their instances
     Services(services::ServicesArgs),
+    /// Lists routes: what they match, where they send, what they do
+    Routes(routes::RoutesArgs),
     /// Lists queues, looks into one, or brings dead letters back
     Queues(channels::QueuesArgs),
     /// Lists topics and subscriptions
@@ -126,6 +129,7 @@ impl Ask {
     async fn run(self) -> Answer {
         match self {
             Ask::Services(args) => services::run(args).await,
+            Ask::Routes(args) => routes::run(args).await,
             Ask::Queues(args) => channels::queues(args).await,
             Ask::Topics(args) => channels::topics(args).await,
             Ask::Publish(args) => channels::publish(args).await,

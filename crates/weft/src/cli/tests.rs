@@ -64,6 +64,22 @@ fn the_command_line_is_well_formed() {
 }
 
 #[tokio::test]
+async fn routes_are_a_table_of_match_target_and_what_they_do() {
+    let route = json!({"name": "shop", "match": {"methods": ["GET", "PUT"], "path": "/v1/**", "text": "GET,PUT /v1/** [x-beta]"},
+        "target": "service shop", "uses": ["cors", "compress"], "policy": ["deadline", "retry"]});
+    let (api, _) = api(vec![("GET /v1/routes", 200, json!({"items": [route], "next": null}))]).await;
+    assert_eq!(
+        weft(&api, "routes").await.unwrap(),
+        "\
+ROUTE  MATCH                    TARGET        USES            POLICY
+shop   GET,PUT /v1/** [x-beta]  service shop  cors, compress  deadline, retry
+"
+    );
+    let raw: Value = serde_json::from_str(&weft(&api, "routes --json").await.unwrap()).unwrap();
+    assert_eq!(raw["items"][0]["name"], "shop");
+}
+
+#[tokio::test]
 async fn services_are_a_table_of_instances() {
     let order = json!({"name": "order", "origin": "file", "protocol": "http", "breaker": "closed", "index": 3, "instances": [
         {"id": "a", "address": "127.0.0.1:7001", "protocol": "http", "origin": "registered", "health": "healthy", "weight": 3, "load": 2}]});

@@ -121,7 +121,7 @@ pub(super) fn fields<'n, S: Section>(node: &'n Node, cx: &mut Cx<'_>) -> Option<
         Data::Scalar(s) if s.plain && s.text.is_empty() => {
             Some(Fields { owner: node.owner, section, entries: Vec::new() })
         }
-        Data::Scalar(_) if S::SHORT.is_some() => {
+        Data::Scalar(_) | Data::List(_) if S::SHORT.is_some() => {
             Some(Fields { owner: node.owner, section, entries: S::SHORT.map(|k| (k, node)).into_iter().collect() })
         }
         _ => {

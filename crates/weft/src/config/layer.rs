@@ -39,6 +39,8 @@ pub(super) enum Use {
     SagaRoute,
     /// A route to a queue or topic.
     PublishRoute,
+    /// A route that answers by itself.
+    AnswerRoute,
     /// A service.
     Service,
     /// A step that calls.
@@ -56,6 +58,7 @@ impl Use {
             Use::Route => "a route to a service",
             Use::SagaRoute => "a route to a saga",
             Use::PublishRoute => "a route to a queue or topic",
+            Use::AnswerRoute => "a route that answers by itself",
             Use::Service => "a service",
             Use::Step => "a saga step",
             Use::Push => "a push subscription",
@@ -68,6 +71,7 @@ impl Use {
         match self {
             Use::Route => keys::BLOCKS,
             Use::SagaRoute | Use::PublishRoute => &["deadline", "bulkhead", "rate", "quota", "idempotency", "auth"],
+            Use::AnswerRoute => &["rate"],
             Use::Service | Use::Step => {
                 &["deadline", "attempt_timeout", "retry", "hedge", "breaker", "bulkhead", "rate"]
             }
@@ -78,8 +82,16 @@ impl Use {
     }
 
     /// Every use, for the reference.
-    pub const ALL: [Use; 7] =
-        [Use::Route, Use::SagaRoute, Use::PublishRoute, Use::Service, Use::Step, Use::Push, Use::Channel];
+    pub const ALL: [Use; 8] = [
+        Use::Route,
+        Use::SagaRoute,
+        Use::PublishRoute,
+        Use::AnswerRoute,
+        Use::Service,
+        Use::Step,
+        Use::Push,
+        Use::Channel,
+    ];
 }
 
 /// One layer and its name.

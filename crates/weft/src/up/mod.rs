@@ -7,6 +7,7 @@ mod house;
 mod material;
 mod ports;
 mod reload;
+mod routes;
 mod view;
 
 use std::io::IsTerminal;

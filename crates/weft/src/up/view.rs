@@ -46,6 +46,10 @@ impl ConfigView for View {
         })
     }
 
+    fn routes(&self) -> Vec<Value> {
+        self.0.load().snapshot.gateway.routes.iter().map(super::routes::describe).collect()
+    }
+
     fn explain(&self, kind: &str, name: &str) -> Option<Value> {
         let loaded = self.0.load();
         loaded.explain(kind, name).map(|e| json!(e))

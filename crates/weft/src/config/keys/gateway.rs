@@ -6,12 +6,18 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use weft_core::Name;
+use weft_edge::spec::Test;
 use weft_policy::net::Net;
 
 use super::policy::Policies;
+use super::traffic::{
+    AccessLog, BodyLimits, Buffer, Compress, Cors, DependsOn, Fault, Headers, Mirror, Network, Redirect, Respond,
+    Rewrite, Sticky, Weight,
+};
 use crate::config::declare::{Declared, section, words};
-use crate::config::expr::Template;
+use crate::config::expr::{Cel, Template};
 use crate::config::node::{Data, Node};
+use crate::config::report::Mistake;
 use crate::config::source::{At, Span};
 use crate::config::value::{Cx, Date, Many, Named, Switch, Value, scalar};
 
@@ -22,6 +28,12 @@ section! {
         "listen" listen: opt(Many<Listen>),
         /// Allows listening on addresses other than loopback without TLS.
         "insecure" insecure: def(bool, "false"),
+        /// Peers that are believed when they say who their client was (`X-Forwarded-For`, `Forwarded`), and about trace and deadline; without it loopback.
+        "trusted_proxies" trusted_proxies: opt(Many<Network>),
+        /// Whether services get `Forwarded` (RFC 7239) beside the `X-Forwarded` fields.
+        "forwarded" forwarded: def(bool, "false"),
+        /// A line for each exchange; off without it.
+        "access_log" access_log: opt(AccessLog),
         /// What goes where. The most specific match wins; of equal ones, the first.
         "routes" routes: opt(Routes),
         /// Sets of versions that routes share by name.
@@ -122,8 +134,30 @@ section! {
         "match" matches: req(Match),
         /// Breaks ties between equally specific routes; higher wins.
         "priority" priority: def(i32, "0"),
-        /// Where it sends.
-        "to" to: req(To),
+        /// Where it sends; a list is several services by weight.
+        "to" to: req(Targets),
+        /// Which callers of a split stay with the service they got.
+        "sticky" sticky: opt(Sticky),
+        /// Rewrites the path, in place of `path` at the target.
+        "rewrite" rewrite: opt(Rewrite),
+        /// The `Host` that the service is asked for: `preserve` (as the client asked), `service` (the instance's address), or a name.
+        "host" host: opt(String),
+        /// Changes to header fields.
+        "headers" headers: opt(Headers),
+        /// Copies of requests to another service.
+        "mirror" mirror: opt(Mirror),
+        /// Cross-origin requests from web pages.
+        "cors" cors: opt(Cors),
+        /// Compression of answers.
+        "compress" compress: opt(Compress),
+        /// Bytes of bodies.
+        "limits" limits: opt(BodyLimits),
+        /// `request`: its body is collected (up to 1 MiB) before it is sent on, so that it can be sent again.
+        "buffer" buffer: opt(Buffer),
+        /// Faults on purpose.
+        "fault" fault: opt(Fault),
+        /// Refuses requests while a queue is too far behind.
+        "depends_on" depends_on: opt(DependsOn),
         /// For a saga: `completed` answers when it ended (202 at the deadline), `accepted` answers 202 at once.
         "reply" reply: opt(Reply),
         /// Takes only clients that showed a certificate, which its listener verified; others get 403.
@@ -152,18 +186,6 @@ section! {
 }
 
 section! {
-    /// An answer that is written in the file.
-    Respond {
-        /// Its status.
-        "status" status: def(u32, "200"),
-        /// Its header fields.
-        "headers" headers: opt(Conditions),
-        /// Its body.
-        "body" body: opt(String),
-    }
-}
-
-section! {
     /// Conditions, all of which must hold.
     Match {
         /// `api.example.com` or `*.example.com`; any without it.
@@ -172,26 +194,105 @@ section! {
         "path" path: def(String, "/**"),
         /// Methods; any without it.
         "method" method: opt(Many<String>),
-        /// Header names with the exact value, or nothing for 'present'.
+        /// Header names with the exact value, nothing for 'present', or a condition.
         "headers" headers: opt(Conditions),
-        /// Query parameters with the exact value, or nothing for 'present'.
+        /// Query parameters with the exact value, nothing for 'present', or a condition.
         "query" query: opt(Conditions),
+        /// Media types of the body, without parameters: `application/json`, `image/*`.
+        "content_type" content_type: opt(Many<String>),
+        /// gRPC calls of a service, or of one method; in place of `path`.
+        "grpc" grpc: opt(GrpcMatch),
+        /// CEL over `request` (`method`, `path`, `host`, `headers`, `query`) and `source` (`address`). One that fails does not hold.
+        "when" when: opt(Cel),
     }
 }
 
 section! {
-    /// A target: exactly one of `service`, `saga`, `queue` and `topic`.
+    /// gRPC calls. A name alone is the service.
+    GrpcMatch short "service" {
+        /// The service with its package: `shop.v1.Orders`.
+        "service" service: req(String),
+        /// One of its methods; all without it.
+        "method" method: opt(String),
+    }
+}
+
+section! {
+    /// What a value must be: exactly one of these.
+    Condition {
+        /// This.
+        "exact" exact: opt(String),
+        /// It begins with this.
+        "prefix" prefix: opt(String),
+        /// All of it matches this regular expression.
+        "regex" regex: opt(String),
+        /// `true`: it is there; `false`: it is not.
+        "present" present: opt(bool),
+    }
+}
+
+section! {
+    /// A target: exactly one of `service`, `saga`, `queue`, `topic`, `redirect` and `respond`.
     To {
         /// A service; the request is passed on.
         "service" service: opt(Name),
         /// The path to ask the service for: `{name}` is a captured segment, `{**}` the rest. Without it, as it came.
         "path" path: opt(String),
+        /// In a list: its part of the sum of all weights.
+        "weight" weight: opt(Weight),
         /// A saga; the JSON body is its input.
         "saga" saga: opt(Name),
         /// A queue; the body is published.
         "queue" queue: opt(Name),
         /// A topic; the body is published.
         "topic" topic: opt(Name),
+        /// Sends the client elsewhere.
+        "redirect" redirect: opt(Redirect),
+        /// Answers always the same.
+        "respond" respond: opt(Respond),
+    }
+}
+
+/// One target, or several services.
+#[derive(Clone, Debug)]
+pub(in crate::config) enum Targets {
+    /// One.
+    One(Box<To>),
+    /// Several; where a share stands, and the share if it could be read.
+    Split(Vec<(Span, Option<To>)>),
+}
+
+impl Targets {
+    /// The services that are named.
+    pub fn services(&self) -> Vec<&At<Name>> {
+        match self {
+            Self::One(to) => to.service.iter().collect(),
+            Self::Split(shares) => shares.iter().filter_map(|(_, s)| s.as_ref()?.service.as_ref()).collect(),
+        }
+    }
+
+    /// Whether something of it could not be read.
+    pub fn broken(&self) -> bool {
+        match self {
+            Self::One(to) => to.broken,
+            Self::Split(shares) => shares.iter().any(|(_, s)| s.as_ref().is_none_or(|s| s.broken)),
+        }
+    }
+}
+
+impl Value for Targets {
+    fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
+        match &node.data {
+            Data::List(items) => Some(Self::Split(items.iter().map(|n| (n.span, To::read(n, cx))).collect())),
+            _ => To::read(node, cx).map(|t| Self::One(Box::new(t))),
+        }
+    }
+    fn schema(declared: &mut Declared) -> Json {
+        let one = declared.section::<To>();
+        json!({"anyOf": [one, {"type": "array", "items": one}]})
+    }
+    fn kind() -> String {
+        format!("{}, or a list of services", To::kind())
     }
 }
 
@@ -303,9 +404,9 @@ impl Value for Routes {
     }
 }
 
-/// Name and exact value, or presence.
+/// Names, and what the value of each must be.
 #[derive(Clone, Debug)]
-pub(in crate::config) struct Conditions(pub Vec<(At<String>, Option<String>)>);
+pub(in crate::config) struct Conditions(pub Vec<(At<String>, Test)>);
 
 impl Value for Conditions {
     fn read(node: &Node, cx: &mut Cx<'_>) -> Option<Self> {
@@ -316,21 +417,43 @@ impl Value for Conditions {
         let mut out = Vec::new();
         for (key, value) in entries {
             let name = At::new(key.text.clone(), key.span);
-            match &value.data {
-                Data::Scalar(s) if s.plain && matches!(s.text.as_str(), "" | "~" | "null") => out.push((name, None)),
-                _ => {
-                    if let Some(s) = scalar(value, cx, "a value") {
-                        out.push((name, Some(s.text.clone())));
-                    }
-                }
-            }
+            let test = match &value.data {
+                Data::Scalar(s) if s.plain && matches!(s.text.as_str(), "" | "~" | "null") => Some(Test::Present),
+                Data::Map(_) => Condition::read(value, cx).and_then(|c| c.test(cx)),
+                _ => scalar(value, cx, "a value").map(|s| Test::Exact(s.text.clone())),
+            };
+            out.extend(test.map(|t| (name, t)));
         }
         Some(Conditions(out))
     }
-    fn schema(_: &mut Declared) -> Json {
-        json!({"type": "object", "additionalProperties": {"type": ["string", "number", "boolean", "null"]}})
+    fn schema(declared: &mut Declared) -> Json {
+        let condition = declared.section::<Condition>();
+        let one = json!({"anyOf": [{"type": ["string", "number", "boolean", "null"]}, condition]});
+        json!({"type": "object", "additionalProperties": one})
     }
     fn kind() -> String {
-        "map from name to value".to_owned()
+        format!("map from name to value, or to {}", Condition::kind())
+    }
+}
+
+impl Condition {
+    fn test(self, cx: &mut Cx<'_>) -> Option<Test> {
+        let present = self.present.map(|p| if p.value { Test::Present } else { Test::Absent });
+        let all = [
+            self.exact.map(|t| Test::Exact(t.value)),
+            self.prefix.map(|t| Test::Prefix(t.value)),
+            self.regex.map(|t| Test::Regex(t.value)),
+            present,
+        ];
+        let mut given = all.into_iter().flatten();
+        match (given.next(), given.next()) {
+            (Some(one), None) => Some(one),
+            _ if self.broken => None,
+            _ => {
+                let message = "a condition is one of exact, prefix, regex and present";
+                cx.say(Mistake::new(Some(self.at), message).help("keep one of them; two names make two conditions"));
+                None
+            }
+        }
     }
 }

@@ -7,3 +7,4 @@ pub(super) mod policy;
 pub(super) mod root;
 pub(super) mod saga;
 pub(super) mod service;
+pub(super) mod traffic;

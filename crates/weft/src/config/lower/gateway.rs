@@ -2,12 +2,14 @@
 
 use weft_core::Name;
 use weft_edge::route::{Pattern, RouteError, Segment, Table};
-use weft_edge::spec::{Fallback, GatewaySpec, ListenSpec, Reply, RouteMatch, RouteSpec, Target};
+use weft_edge::spec::{Fallback, GatewaySpec, ListenSpec, Reply, RouteMatch, RouteSpec, Share, Target};
 use weft_policy::net::{Net, Nets};
 
 use super::Lower;
-use crate::config::keys::gateway::{self as keys, Match, Route};
+use crate::config::expr;
+use crate::config::keys::gateway::{self as keys, Match, Route, Targets};
 use crate::config::layer::{self, Use};
+
 use crate::config::report::{Mistake, nearest, suggest};
 use crate::config::source::{At, Span};
 use crate::config::value::Many;
@@ -28,6 +30,7 @@ impl Lower<'_, '_, '_> {
         if let Some(listen) = &gateway.listen {
             spec.listen = listen.value.0.iter().map(|l| self.listener(&l.value, gateway.insecure.value)).collect();
         }
+        self.outside(gateway, &mut spec);
         let mut seen: Vec<(Span, &Route)> = Vec::new();
         for (at, route) in gateway.routes.iter().flat_map(|r| &r.value.0) {
             let Some(route) = route else { continue };
@@ -58,15 +61,26 @@ impl Lower<'_, '_, '_> {
             let (what, span) = match member {
                 "path" => ("path", m.path.span),
                 "host" => ("host", m.host.as_ref().and_then(|h| h.span)),
-                "to.path" => ("path", route.to.value.path.as_ref().and_then(|p| p.span)),
+                "to.path" => ("path", route_path(route, given)),
                 // A method has been reported with a suggestion.
                 "method" => continue,
-                _ => {
-                    let headers = m.headers.iter().flat_map(|h| &h.value.0);
-                    (
-                        "header",
-                        headers.clone().find(|(n, _)| n.value.eq_ignore_ascii_case(given)).and_then(|(n, _)| n.span),
-                    )
+                "when" => {
+                    if let Some(At { value: cel, span: Some(span) }) = &m.when {
+                        expr::complain(reason, &cel.text, *span, cel.verbatim, self.cx);
+                    }
+                    continue;
+                }
+                "content_type" => {
+                    let types = m.content_type.iter().flat_map(|c| &c.value.0);
+                    ("content type", types.clone().find(|t| t.value == given).and_then(|t| t.span))
+                }
+                "rewrite" | "request header" | "response header" | "host rewrite" | "cors" | "fault" | "redirect"
+                | "respond" => (member, super::traffic::place(route, member, given)),
+                member => {
+                    let (what, of) =
+                        if member == "query" { ("query parameter", &m.query) } else { ("header", &m.headers) };
+                    let mut names = of.iter().flat_map(|h| &h.value.0);
+                    (what, names.find(|(n, _)| n.value.eq_ignore_ascii_case(given)).and_then(|(n, _)| n.span))
                 }
             };
             let (reason, instead) = match reason {
@@ -77,8 +91,9 @@ impl Lower<'_, '_, '_> {
             let help = match what {
                 "path" if !given.starts_with(['/', '~']) => format!("write '/{given}'"),
                 "path" if reason.ends_with("does not capture") => captured(&m.path.value, given),
-                "header" => "use letters, digits and '-'".to_owned(),
+                "header" if instead.is_empty() => "use letters, digits and '-'".to_owned(),
                 _ if reason.ends_with("twice") => "rename one of the two".to_owned(),
+                _ if member != "path" && member != "to.path" => instead.trim_start_matches("error: ").to_owned(),
                 _ if instead.is_empty() => "write {name} for a segment, /** for the rest".to_owned(),
                 _ => instead.trim_start_matches("error: ").to_owned(),
             };
@@ -104,6 +119,7 @@ impl Lower<'_, '_, '_> {
         };
         let mut layers = self.base(service.as_ref());
         layers.extend(layer::written(r.policy.as_ref(), self.policies, on, self.cx));
+        let traffic = self.traffic(r, &to);
         self.check_inline(r.policy.as_ref());
         let (mut policy, values) = layer::resolve(&layers, on, self.cx.sources);
         if on != Use::Route
@@ -136,7 +152,17 @@ impl Lower<'_, '_, '_> {
         let at = r.name.as_ref().and_then(|n| n.span).unwrap_or(at);
         self.explain("route", name.to_string(), at, summary, values);
         let versions = self.versions(r, &matches, &to);
-        Some(RouteSpec { name, matches, priority: r.priority.value, to, policy, protocols, fallback, versions })
+        Some(RouteSpec {
+            name,
+            matches,
+            priority: r.priority.value,
+            to,
+            policy,
+            protocols,
+            fallback,
+            versions,
+            traffic,
+        })
     }
 
     fn fallback(&mut self, r: &Route, to: &Target) -> Option<Fallback> {
@@ -156,11 +182,10 @@ impl Lower<'_, '_, '_> {
                 }
                 let mut headers = http::HeaderMap::new();
                 for (name, value) in r.headers.iter().flat_map(|h| &h.value.0) {
-                    let text = value.as_deref().unwrap_or_default();
-                    match (name.value.parse::<http::HeaderName>(), http::HeaderValue::from_str(text)) {
+                    match (name.value.parse::<http::HeaderName>(), http::HeaderValue::from_str(value)) {
                         (Ok(name), Ok(value)) => drop(headers.append(name, value)),
                         _ => {
-                            let message = format!("'{}: {text}' is not a header field", name.value);
+                            let message = format!("'{}: {value}' is not a header field", name.value);
                             let help = "names have letters, digits and '-', values visible characters";
                             self.say(Mistake::new(name.span, message).help(help));
                         }
@@ -234,11 +259,53 @@ impl Lower<'_, '_, '_> {
         let headers = headers.map(|(n, v)| (n.value.to_ascii_lowercase(), v.clone())).collect();
         let query = m.query.iter().flat_map(|q| &q.value.0).map(|(n, v)| (n.value.clone(), v.clone())).collect();
         let host = m.host.as_ref().map(|h| h.value.to_ascii_lowercase());
-        RouteMatch { host, path: m.path.value.clone(), methods, headers, query }
+        let path = match &m.grpc {
+            None => m.path.value.clone(),
+            Some(g) => self.grpc_path(&g.value, m.path.span),
+        };
+        let content_types = m.content_type.iter().flat_map(|c| &c.value.0).map(|c| c.value.clone()).collect();
+        let when = m.when.as_ref().map(|w| w.value.text.clone());
+        RouteMatch { host, path, methods, headers, query, content_types, grpc: m.grpc.is_some(), when }
+    }
+
+    /// gRPC over HTTP/2, Requests: the path is `/package.Service/Method`.
+    fn grpc_path(&mut self, g: &keys::GrpcMatch, path: Option<Span>) -> String {
+        if path.is_some() {
+            let help = "leave 'path' out: service and method say it";
+            self.say(Mistake::new(path, "a match on gRPC has a path already").help(help));
+        }
+        let word = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if !g.service.value.split('.').all(word) {
+            let message = format!("'{}' is not a gRPC service", g.service.value);
+            self.say(Mistake::new(g.service.span, message).help("write it with its package, as shop.v1.Orders"));
+            return "/**".to_owned();
+        }
+        match &g.method {
+            Some(m) if !word(&m.value) => {
+                let message = format!("'{}' is not a gRPC method", m.value);
+                self.say(Mistake::new(m.span, message).help("write its name alone, as in the .proto file"));
+                "/**".to_owned()
+            }
+            Some(m) => format!("/{}/{}", g.service.value, m.value),
+            None => format!("/{}/**", g.service.value),
+        }
     }
 
     fn target(&mut self, r: &Route) -> Option<(Target, Use)> {
-        let to = &r.to.value;
+        match &r.to.value {
+            Targets::One(to) => self.one_target(r, to),
+            Targets::Split(shares) => self.split(r, shares),
+        }
+    }
+
+    fn one_target(&mut self, r: &Route, to: &keys::To) -> Option<(Target, Use)> {
+        if let Some(answer) = self.answer_of(r, to) {
+            return Some((answer, Use::AnswerRoute));
+        }
+        if let Some(weight) = &to.weight {
+            let help = "write 'to' as a list of services with weights, or leave it out";
+            self.say(Mistake::new(weight.span, "a single target has no weight").help(help));
+        }
         let given: Vec<_> = [("service", &to.service), ("saga", &to.saga), ("queue", &to.queue), ("topic", &to.topic)]
             .into_iter()
             .filter_map(|(kind, name)| name.as_ref().map(|n| (kind, n)))
@@ -254,7 +321,10 @@ impl Lower<'_, '_, '_> {
                     given.iter().map(|g| g.0).collect::<Vec<_>>().join(" and ")
                 ),
             };
-            self.say(Mistake::new(Some(to.at), message).help("write one of service, saga, queue and topic"));
+            self.say(
+                Mistake::new(Some(to.at), message)
+                    .help("write one of service, saga, queue, topic, redirect and respond"),
+            );
             return None;
         };
         if kind != "saga"
@@ -298,6 +368,15 @@ impl Lower<'_, '_, '_> {
     }
 }
 
+/// Where a target's path is written.
+fn route_path(route: &Route, given: &str) -> Option<Span> {
+    let of = |to: &keys::To| to.path.as_ref().filter(|p| p.value == given).and_then(|p| p.span);
+    match &route.to.value {
+        Targets::One(to) => of(to),
+        Targets::Split(shares) => shares.iter().filter_map(|(_, s)| s.as_ref()).find_map(of),
+    }
+}
+
 /// What a target path can use of what the match captures.
 fn captured(pattern: &str, given: &str) -> String {
     let Ok(Pattern::Segments { segments, rest }) = Pattern::parse(pattern) else {
@@ -324,5 +403,11 @@ fn target_text(to: &Target) -> String {
         Target::Saga { saga, .. } => format!("saga {saga}"),
         Target::Topic(t) => format!("topic {t}"),
         Target::Queue(q) => format!("queue {q}"),
+        Target::Split(shares) => {
+            let one = |s: &Share| format!("service {}{} ({})", s.service, s.path.as_deref().unwrap_or(""), s.weight);
+            shares.iter().map(one).collect::<Vec<_>>().join(", ")
+        }
+        Target::Redirect(r) => format!("redirect {}", r.status),
+        Target::Respond(r) => format!("answer {}", r.status.as_u16()),
     }
 }

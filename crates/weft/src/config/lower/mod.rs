@@ -7,6 +7,7 @@ mod gateway;
 mod protocols;
 mod sagas;
 mod services;
+mod traffic;
 mod versions;
 
 use serde::Serialize;

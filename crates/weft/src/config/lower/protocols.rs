@@ -1,5 +1,6 @@
 //! What listeners and routes say of the protocols' own abilities.
 
+use weft_core::Name;
 use weft_edge::listener::tls::Tls;
 use weft_edge::spec::{ClientCertificates, Idle, Protocols, TlsSpec};
 use weft_mesh::Protocol;
@@ -73,18 +74,19 @@ impl Lower<'_, '_, '_> {
             }
             None => false,
         };
-        let service = r.to.value.service.is_some();
+        let services = r.to.value.services();
         for (what, at) in [("idle", r.idle.as_ref().map(|i| i.span)), ("upgrade", r.upgrade.as_ref().map(|u| u.span))] {
             if let Some(at) = at
-                && !service
-                && !r.to.value.broken
+                && services.is_empty()
+                && !r.to.value.broken()
             {
                 let help = "leave it out: only a service's answers stream and go on with another protocol";
                 self.say(Mistake::new(at, format!("'{what}' has no meaning on this route")).help(help));
             }
         }
-        let to = r.to.value.service.as_ref().and_then(|s| self.services.get(&s.value)?.value.as_ref());
-        let grpc_web = to.is_some_and(|s| spoken_by(s) == Protocol::Grpc);
+        let known = |s: &&At<Name>| self.services.get(&s.value)?.value.as_ref();
+        let spoken: Vec<Protocol> = services.iter().filter_map(known).map(spoken_by).collect();
+        let grpc_web = !spoken.is_empty() && spoken.iter().all(|p| *p == Protocol::Grpc);
         let mut protocols = Protocols { client_certificate, grpc_web, ..Protocols::default() };
         if let Some(idle) = &r.idle {
             protocols.idle = match idle.value {
@@ -98,7 +100,7 @@ impl Lower<'_, '_, '_> {
                 Switch::On(to) => to.0.iter().filter_map(|t| self.upgrade(t)).collect(),
             };
             if !protocols.upgrade.is_empty()
-                && let Some(word) = to.map(spoken_by).filter(|p| p.is_h2()).map(word)
+                && let Some(word) = spoken.iter().copied().find(|p| p.is_h2()).map(word)
             {
                 let help = "leave it out, or let the service speak http";
                 let message = format!("a service that speaks {word} has no connections to upgrade");

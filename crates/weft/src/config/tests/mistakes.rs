@@ -296,8 +296,8 @@ services: { s: }
 topics: { t: }
 policies: { p: { breaker: off } }"##,
         &[
-            "3:30 a route has one target, found service and topic | write one of service, saga, queue and topic",
-            "4:30 a route needs a target | write one of service, saga, queue and topic",
+            "3:30 a route has one target, found service and topic | write one of service, saga, queue, topic, redirect and respond",
+            "4:30 a route needs a target | write one of service, saga, queue, topic, redirect and respond",
             "5:7 route needs 'to' | add 'to:'",
             "6:7 route needs 'match' | add 'match:'",
             "7:52 'path' has no meaning on a route to a topic | leave it out: only a service is asked for a path",

@@ -6,6 +6,7 @@ mod layers;
 mod mistakes;
 mod protocols;
 mod random;
+mod traffic;
 
 use std::collections::HashMap;
 use std::path::Path;
