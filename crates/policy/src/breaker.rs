@@ -94,7 +94,7 @@ enum Window {
     /// The last calls' marks; a ring once it is full.
     Calls { ring: Box<[u8]>, next: usize },
     /// What happened in each tenth of the time.
-    Time { width: u64, slots: [Slot; SLOTS] },
+    Time { width: u64, slots: Box<[Slot; SLOTS]> },
 }
 
 /// A tenth of the time.
@@ -274,7 +274,7 @@ impl Machine {
         (self.filled, self.failed, self.slow) = (0, 0, 0);
         match &mut self.window {
             Window::Calls { next, .. } => *next = 0,
-            Window::Time { slots, .. } => *slots = Default::default(),
+            Window::Time { slots, .. } => **slots = Default::default(),
         }
     }
 }

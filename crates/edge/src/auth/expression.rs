@@ -21,14 +21,23 @@ pub(super) struct Seen<'a> {
     pub(super) head: &'a Parts,
     /// As it was asked for, before a rewrite.
     pub(super) asked: &'a http::Uri,
-    pub(super) peer: &'a Peer,
+    pub(super) from: Caller<'a>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller<'a> {
+    /// The other end of its connection.
+    pub(crate) peer: &'a Peer,
+    /// The client, as believed proxies tell.
+    pub(crate) client: std::net::IpAddr,
 }
 
 impl Scope for Seen<'_> {
     fn value(&self, name: &str) -> Option<Arc<Value>> {
         let who = self.who;
         Some(Arc::new(match name {
-            "principal" => json!(who.map_or(self.peer.principal.as_str(), |w| &w.principal)),
+            "principal" => json!(who.map_or(self.from.peer.principal.as_str(), |w| &w.principal)),
             "subject" => json!(who.map_or("", |w| &w.subject)),
             "provider" => json!(who.map_or("", |w| &w.provider)),
             "scopes" => who.map_or(json!([]), |w| w.scopes.iter().map(|s| &**s).collect()),
@@ -54,7 +63,7 @@ impl Seen<'_> {
             "path": path,
             "query": self.asked.query().unwrap_or_default(),
             "host": headers::host(self.asked, &self.head.headers).unwrap_or_default(),
-            "source": net::plain(self.peer.address.ip()).to_string(),
+            "source": net::plain(self.from.client).to_string(),
             "headers": fields,
         })
     }

@@ -13,11 +13,10 @@ use weft_policy::net;
 use weft_policy::spec::Auth;
 
 use super::counts::{Counts, Verdict};
-use super::expression::{Field, NAMES, Seen};
+use super::expression::{Caller, Field, NAMES, Seen};
 use super::provider::{Answer, Provider};
 use super::{Means, spec::ProviderKind};
 use crate::api::problem::{Problem, code};
-use crate::listener::Peer;
 
 /// The guard of one route.
 #[derive(Debug)]
@@ -63,14 +62,14 @@ impl Guard {
     /// with the fields that tell of the caller. `asked` is the target as it came.
     pub(crate) async fn admit(
         &self,
-        peer: &Peer,
+        from: Caller<'_>,
         head: &mut Parts,
         asked: &Uri,
         deadline: Deadline,
     ) -> Result<Option<Arc<Identity>>, Problem> {
-        if !self.policy.nets.admit(peer.address.ip()) {
+        if !self.policy.nets.admit(from.client) {
             self.counts.add(Verdict::Address);
-            let source = net::plain(peer.address.ip());
+            let source = net::plain(from.client);
             return Err(Problem::new(code::FORBIDDEN, format!("callers from {source} are not let in here")));
         }
         let who = match deadline.instant() {
@@ -80,8 +79,8 @@ impl Guard {
                 Problem::new(code::DEADLINE_EXCEEDED, detail)
             })??,
         };
-        self.authorize(who.as_deref(), peer, head, asked)?;
-        self.prepare(who.as_deref(), peer, head, asked);
+        self.authorize(who.as_deref(), from, head, asked)?;
+        self.prepare(who.as_deref(), from, head, asked);
         Ok(who)
     }
 
@@ -128,8 +127,8 @@ impl Guard {
         challenged(Problem::new(code::UNAUTHENTICATED, detail), all)
     }
 
-    fn authorize(&self, who: Option<&Identity>, peer: &Peer, head: &Parts, asked: &Uri) -> Result<(), Problem> {
-        let refused = self.refusal(who, peer, head, asked);
+    fn authorize(&self, who: Option<&Identity>, from: Caller<'_>, head: &Parts, asked: &Uri) -> Result<(), Problem> {
+        let refused = self.refusal(who, from, head, asked);
         let Some(p) = refused else { return Ok(()) };
         let by = who.and_then(|w| self.providers.iter().find(|p| p.name == w.provider));
         let counts = by.map_or(&self.counts, |p| &p.counts);
@@ -143,7 +142,7 @@ impl Guard {
         Ok(())
     }
 
-    fn refusal(&self, who: Option<&Identity>, peer: &Peer, head: &Parts, asked: &Uri) -> Option<Problem> {
+    fn refusal(&self, who: Option<&Identity>, from: Caller<'_>, head: &Parts, asked: &Uri) -> Option<Problem> {
         let missing = |s: &&String| !who.is_some_and(|w| w.has(s));
         let scopes: Vec<&str> = self.policy.scopes.iter().filter(missing).map(String::as_str).collect();
         if !scopes.is_empty() {
@@ -153,7 +152,7 @@ impl Guard {
             return Some(challenged(p.with("scopes", scopes), tokens.map(|p| p.challenge(None, Some(&needs)))));
         }
         let require = self.require.as_ref()?;
-        match require.eval_bool(&Seen { who, head, asked, peer }) {
+        match require.eval_bool(&Seen { who, head, asked, from }) {
             Ok(true) => None,
             Ok(false) => Some(Problem::new(code::FORBIDDEN, "the caller may not do this here")),
             Err(e) => {
@@ -165,10 +164,10 @@ impl Guard {
     }
 
     /// What goes on: no credential unless it is asked for, and of the fields that tell of the caller only ours.
-    fn prepare(&self, who: Option<&Identity>, peer: &Peer, head: &mut Parts, asked: &Uri) {
+    fn prepare(&self, who: Option<&Identity>, from: Caller<'_>, head: &mut Parts, asked: &Uri) {
         let values = match (who, self.headers.is_empty()) {
             (Some(_), false) => {
-                let seen = Seen { who, head, asked, peer };
+                let seen = Seen { who, head, asked, from };
                 self.headers.iter().map(|(_, f)| f.text(&seen)).collect()
             }
             _ => Vec::new(),

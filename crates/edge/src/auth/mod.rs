@@ -15,6 +15,7 @@ pub mod spec;
 pub use api_keys::ApiKeys;
 pub use expression::NAMES;
 
+pub(crate) use expression::Caller;
 pub(crate) use guard::Guard;
 pub(crate) use provider::Provider;
 

@@ -1,6 +1,7 @@
 //! Bodies made into those of another version: JSON in, the declared mapping (CEL), JSON out, so that one service serves
 //! both. Bodies that are mapped are collected, under [`limits::COLLECTED_BODY_BYTES`].
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use weft_flow::template::Template;
 use super::body::Body;
 use super::limited::Asking;
 use crate::api::problem::{Problem, code, is_json, parse_json};
-use crate::listener::Peer;
+
 use crate::spec::{ANSWER_NAMES, BODY_NAMES};
 
 /// The mappings of one version.
@@ -63,7 +64,13 @@ impl Adapt {
     }
 
     /// Maps a request's body; one that is empty stays so.
-    pub(super) fn request(&self, ctx: &Context, peer: &Peer, head: &mut Parts, body: Bytes) -> Result<Bytes, Problem> {
+    pub(super) fn request(
+        &self,
+        ctx: &Context,
+        client: IpAddr,
+        head: &mut Parts,
+        body: Bytes,
+    ) -> Result<Bytes, Problem> {
         if self.response.is_some() {
             // Answers are read here: they must be whole and plain.
             for name in [header::RANGE, header::IF_RANGE, header::ACCEPT_ENCODING] {
@@ -80,7 +87,7 @@ impl Adapt {
             return Err(Problem::new(code::UNSUPPORTED_MEDIA_TYPE, detail));
         }
         let value: Value = parse_json(&body)?;
-        let asking = Asking { ctx, client: peer.address.ip(), head };
+        let asking = Asking { ctx, client, head };
         let seen = Seen { body: Arc::new(value), status: None, request: &asking };
         let mapped = template
             .eval(&seen)
@@ -94,7 +101,7 @@ impl Adapt {
     pub(super) async fn response(
         &self,
         ctx: &Context,
-        peer: &Peer,
+        client: IpAddr,
         head: &Parts,
         answer: Response<Body>,
     ) -> Result<Response<Body>, Problem> {
@@ -124,7 +131,7 @@ impl Adapt {
         };
         let value: Value = serde_json::from_slice(&bytes)
             .map_err(|e| bad(format!("the service's answer is not the JSON it says it is: {e}")))?;
-        let asking = Asking { ctx, client: peer.address.ip(), head };
+        let asking = Asking { ctx, client, head };
         let seen = Seen { body: Arc::new(value), status: Some(parts.status.as_u16()), request: &asking };
         let mapped = template.eval(&seen).map_err(|e| bad(format!("the answer cannot be adapted: {e}")))?;
         let mapped = Bytes::from(mapped.to_string());
@@ -158,11 +165,11 @@ mod tests {
     fn a_request_is_mapped_or_refused_with_the_reason() {
         let adapt = Adapt::compile(Some(&json!({"title": "body.name", "by": "request.method", "n": 1})), None);
         let adapt = adapt.unwrap().unwrap();
-        let peer = Peer::new("10.0.0.1:9".parse().unwrap(), false);
+        let client = "10.0.0.1".parse().unwrap();
         let map = |content: &str, body: &'static str| {
             let request = http::Request::post("/a").header("content-type", content).header("content-md5", "x");
             let (mut head, ()) = request.body(()).unwrap().into_parts();
-            let mapped = adapt.request(&Context::root(), &peer, &mut head, Bytes::from_static(body.as_bytes()));
+            let mapped = adapt.request(&Context::root(), client, &mut head, Bytes::from_static(body.as_bytes()));
             mapped.map(|b| (b, head))
         };
         let (body, head) = map("application/json", r#"{"name":"tea","x":1}"#).unwrap();

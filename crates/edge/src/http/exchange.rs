@@ -28,6 +28,7 @@ use super::tunnel::Tunnel;
 use super::upgrade::Upgrade;
 use super::{grpc_web, headers, respond, upgrade};
 use crate::api::problem::{Problem, code};
+use crate::auth::Caller;
 use crate::gateway::{Core, Route, Running};
 use crate::listener::Peer;
 use crate::route::{Asked, Found, normal};
@@ -122,7 +123,10 @@ async fn admitted(
     let deadline = route.policy.deadline(caller.map_or(Deadline::NONE, Deadline::after));
     let who = match &route.guard {
         None => None,
-        Some(guard) => Box::pin(guard.admit(peer, &mut head, record.asked(), deadline)).await?,
+        Some(guard) => {
+            let from = Caller { peer, client: route.proxies.client(peer, &head.headers) };
+            Box::pin(guard.admit(from, &mut head, record.asked(), deadline)).await?
+        }
     };
     let mut ctx = Context {
         trace,
@@ -202,7 +206,8 @@ pub(super) async fn send(
     mut body: Bytes,
 ) -> Result<Response<Body>, Problem> {
     if let (Some(adapt), false) = (&route.adapt, is_service(&route.to)) {
-        body = adapt.request(ctx, peer, &mut head, body)?;
+        let client = route.proxies.client(peer, &head.headers);
+        body = adapt.request(ctx, client, &mut head, body)?;
     }
     match &route.to {
         Target::Service { .. } | Target::Split(_) => proxied(core, route, peer, ctx, head, body.into()).await,
@@ -238,17 +243,18 @@ async fn adapted(
     mut body: weft_mesh::Body,
     adapt: &Adapt,
 ) -> Result<Response<Body>, Problem> {
+    let client = route.proxies.client(peer, &head.headers);
     if adapt.maps_requests() {
         let whole = collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline).await?;
-        body = adapt.request(ctx, peer, &mut head, whole)?.into();
+        body = adapt.request(ctx, client, &mut head, whole)?.into();
     } else {
-        adapt.request(ctx, peer, &mut head, Bytes::new())?;
+        adapt.request(ctx, client, &mut head, Bytes::new())?;
     }
     // Mappings of the answer look at the head after it was sent.
     let (mut asked, ()) = Request::new(()).into_parts();
     (asked.method, asked.uri, asked.headers) = (head.method.clone(), head.uri.clone(), head.headers.clone());
     let answer = answered(attempts(core, route, peer, ctx, head, body, None).await?, route)?;
-    adapt.response(ctx, peer, &asked, answer).await
+    adapt.response(ctx, client, &asked, answer).await
 }
 
 /// Sends to the route's service, attempt by attempt, and to its fallback.

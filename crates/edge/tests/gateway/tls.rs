@@ -270,12 +270,12 @@ async fn a_verified_certificate_names_the_principal() {
     ];
     // One request a day each: the second of the same principal is refused, the others' are their own.
     let mut spec = spec(vec![files], Some(ClientCertificates { ca: ca.ca(), required: true }));
-    spec.routes[0].policy.rate = Some(weft_policy::spec::Rate {
+    spec.routes[0].policy.rate = vec![weft_policy::spec::Rate {
         limit: 1,
         period: std::time::Duration::from_secs(86_400),
-        burst: 0,
         per: weft_policy::spec::RatePer::Principal,
-    });
+        ..Default::default()
+    }];
     let w = world(spec).await;
     for expected in ["200", "429"] {
         for person in &people {

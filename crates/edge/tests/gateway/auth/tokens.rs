@@ -202,7 +202,7 @@ async fn a_reload_keeps_the_keys_of_a_provider_that_stays_and_drops_those_of_one
     let fetched = issuer.fetched();
     let mut r = route("all", "/**", "s");
     r.policy.auth = Some(Auth { providers: vec!["id".into()], scopes: vec!["x".into()], ..Auth::default() });
-    let next = GatewaySpec { listen: w.gateway.listen().to_vec(), auth: vec![provider], routes: vec![r.clone()] };
+    let next = GatewaySpec { listen: w.gateway.listen().to_vec(), auth: vec![provider], ..gateway(vec![r.clone()]) };
     w.gateway.swap(&next).unwrap();
     let got = bearer(&w, &token).await;
     assert_eq!((got.status, got.code().as_str()), (403, "forbidden"));
@@ -222,7 +222,7 @@ async fn rates_and_idempotency_keys_belong_to_the_caller_of_the_token() {
     r.policy.auth = Some(Auth { providers: vec!["id".into()], ..Auth::default() });
     r.policy.idempotency = Some(Idempotency { required: true, ..Idempotency::default() });
     let hour = std::time::Duration::from_secs(3600);
-    r.policy.rate = Some(Rate { limit: 1, period: hour, burst: 2, per: RatePer::Principal });
+    r.policy.rate = vec![Rate { period: hour, burst: 2, per: RatePer::Principal, ..Rate::default() }];
     let spec = GatewaySpec { auth: vec![provider], ..gateway(vec![r]) };
     let calls = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counted = calls.clone();
