@@ -235,6 +235,7 @@ http {{
     listen 127.0.0.1:{http1};
     listen 127.0.0.1:{tls} ssl;
     listen 127.0.0.1:{h2c} http2;
+    ssl_protocols TLSv1.2 TLSv1.3;
     ssl_certificate {d}/cert.pem;
     ssl_certificate_key {d}/key.pem;
     http2_max_concurrent_streams 256;
