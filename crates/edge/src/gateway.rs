@@ -383,11 +383,18 @@ pub(crate) struct Route {
     pub(crate) forwarded: bool,
     pub(crate) in_flight: Gauge,
     telemetry: Telemetry,
+    /// Made when it first answers: a table of thousands of routes holds many that never do.
+    meter: OnceLock<Box<Meter>>,
+    path: Box<str>,
+    span_names: [OnceLock<Arc<str>>; METHODS.len() + 1],
+}
+
+/// What is counted of a route's answers.
+#[derive(Debug)]
+struct Meter {
     duration: Histogram,
     /// By status, made when first needed.
     answers: Box<[OnceLock<Counter>]>,
-    path: Box<str>,
-    span_names: [OnceLock<Arc<str>>; METHODS.len() + 1],
 }
 
 const METHODS: [Method; 7] =
@@ -418,9 +425,8 @@ impl Route {
             proxies: Arc::default(),
             forwarded: false,
             in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
-            duration: m.histogram(&names::HTTP_REQUEST_DURATION, &[("route", name)]),
+            meter: OnceLock::new(),
             telemetry: telemetry.clone(),
-            answers: (0..500).map(|_| OnceLock::new()).collect(),
             path: spec.matches.path.as_str().into(),
             span_names: Default::default(),
         })
@@ -484,13 +490,17 @@ impl Route {
 
     /// Counts one answer.
     pub(crate) fn count(&self, status: StatusCode, took: Duration) {
-        let at = usize::from(status.as_u16()).saturating_sub(100).min(self.answers.len() - 1);
-        let counter = self.answers[at].get_or_init(|| {
-            let labels = [("route", &*self.name), ("code", status.as_str())];
-            self.telemetry.metrics().counter(&names::HTTP_REQUESTS, &labels)
+        let metrics = self.telemetry.metrics();
+        let meter = self.meter.get_or_init(|| {
+            let duration = metrics.histogram(&names::HTTP_REQUEST_DURATION, &[("route", &self.name)]);
+            Box::new(Meter { duration, answers: (0..500).map(|_| OnceLock::new()).collect() })
         });
-        counter.inc();
-        self.duration.observe(took);
+        let at = usize::from(status.as_u16()).saturating_sub(100).min(meter.answers.len() - 1);
+        let answers = meter.answers[at].get_or_init(|| {
+            metrics.counter(&names::HTTP_REQUESTS, &[("route", &self.name), ("code", status.as_str())])
+        });
+        answers.inc();
+        meter.duration.observe(took);
     }
 
     /// `GET /v1/orders/{id}`: the method and the route's pattern, so that there are few different ones.

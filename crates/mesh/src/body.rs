@@ -1,6 +1,8 @@
 //! What is sent: nothing, bytes that can be sent again, or a stream that passes through once.
 
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -23,6 +25,8 @@ pub enum Body {
     Incoming(hyper::body::Incoming),
     /// Any other stream; sent once.
     Stream(UnsyncBoxBody<Bytes, BoxError>),
+    /// One that tells how far it is.
+    Watched(Box<(Body, Arc<Upload>)>),
     /// A frame that was taken off a body and not sent, and the body.
     Resumed(Bytes, Box<Body>),
 }
@@ -40,6 +44,12 @@ impl Body {
         Body::Stream(body.map_err(Into::into).boxed_unsync())
     }
 
+    /// Tells from now on how far it is.
+    pub(crate) fn watched(self) -> (Self, Arc<Upload>) {
+        let upload = Arc::<Upload>::default();
+        (Body::Watched(Box::new((self, upload.clone()))), upload)
+    }
+
     /// A body again whole, of which a frame was taken.
     pub(crate) fn resumed(frame: Bytes, rest: Body) -> Self {
         Body::Resumed(frame, Box::new(rest))
@@ -55,8 +65,30 @@ impl Body {
         match self {
             Body::Empty => Some(Body::Empty),
             Body::Bytes(b) => Some(Body::Bytes(b.clone())),
-            Body::Incoming(_) | Body::Stream(_) | Body::Resumed(..) => None,
+            Body::Incoming(_) | Body::Stream(_) | Body::Watched(_) | Body::Resumed(..) => None,
         }
+    }
+}
+
+/// How far a streamed request's body is: a service that still waits for it is not to blame for its silence, nor for a
+/// body that breaks off.
+#[derive(Debug, Default)]
+pub struct Upload(AtomicU8);
+
+impl Upload {
+    const COMPLETE: u8 = 1;
+    const FAILED: u8 = 2;
+
+    fn to(&self, state: u8) {
+        self.0.store(state, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_complete(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::COMPLETE
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == Self::FAILED
     }
 }
 
@@ -86,6 +118,17 @@ impl HttpBody for Body {
             }
             Body::Incoming(b) => Pin::new(b).poll_frame(cx).map_err(Into::into),
             Body::Stream(b) => Pin::new(b).poll_frame(cx),
+            Body::Watched(both) => {
+                let (body, upload) = &mut **both;
+                let polled = Pin::new(&mut *body).poll_frame(cx);
+                match &polled {
+                    Poll::Ready(Some(Err(_))) => upload.to(Upload::FAILED),
+                    Poll::Ready(None) => upload.to(Upload::COMPLETE),
+                    Poll::Ready(Some(Ok(_))) if body.is_end_stream() => upload.to(Upload::COMPLETE),
+                    _ => {}
+                }
+                polled
+            }
             Body::Resumed(frame, _) if !frame.is_empty() => Poll::Ready(Some(Ok(Frame::data(std::mem::take(frame))))),
             Body::Resumed(_, rest) => Pin::new(&mut **rest).poll_frame(cx),
         }
@@ -97,6 +140,7 @@ impl HttpBody for Body {
             Body::Bytes(_) => false,
             Body::Incoming(b) => b.is_end_stream(),
             Body::Stream(b) => b.is_end_stream(),
+            Body::Watched(both) => both.0.is_end_stream(),
             Body::Resumed(frame, rest) => frame.is_empty() && rest.is_end_stream(),
         }
     }
@@ -107,6 +151,7 @@ impl HttpBody for Body {
             Body::Bytes(b) => SizeHint::with_exact(b.len() as u64),
             Body::Incoming(b) => b.size_hint(),
             Body::Stream(b) => b.size_hint(),
+            Body::Watched(both) => both.0.size_hint(),
             Body::Resumed(frame, rest) => {
                 let (n, mut hint) = (frame.len() as u64, rest.size_hint());
                 if let Some(upper) = hint.upper() {

@@ -184,6 +184,10 @@ impl Judged for Error {
             | Error::InvalidRegistration { .. } => Outcome::failed(Class::Rejected, false),
         }
     }
+
+    fn blames_caller(&self) -> bool {
+        matches!(self, Error::RequestBody { .. })
+    }
 }
 
 impl Classify for Error {

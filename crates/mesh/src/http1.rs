@@ -47,6 +47,8 @@ pub(crate) struct Conn {
     /// What is left of the line end after a chunk.
     suffix: &'static [u8],
     sending: Sending,
+    /// TLS may hold back some of what was written.
+    unflushed: bool,
     method: Method,
     keep: bool,
     wrote: bool,
@@ -120,6 +122,7 @@ impl Conn {
             frame: Bytes::new(),
             suffix: b"",
             sending: Sending::Done,
+            unflushed: false,
             method: Method::GET,
             keep: true,
             wrote: false,
@@ -246,14 +249,14 @@ impl Conn {
         self.keep
             && self.has_ended()
             && matches!(self.sending, Sending::Done)
-            && !self.has_unsent()
+            && self.has_left()
             && self.received.is_empty()
     }
 
     /// Sends what can be sent now. An error of the socket is not the end: the other side may have answered before it
     /// stopped listening.
     fn go_on_sending(&mut self, cx: &mut Context<'_>) -> Result<(), Failed> {
-        if matches!(self.sending, Sending::Broken) || (matches!(self.sending, Sending::Done) && !self.has_unsent()) {
+        if matches!(self.sending, Sending::Broken) || (matches!(self.sending, Sending::Done) && self.has_left()) {
             return Ok(());
         }
         match self.poll_send(cx) {
@@ -265,6 +268,11 @@ impl Conn {
             Poll::Ready(done) => done,
             Poll::Pending => Ok(()),
         }
+    }
+
+    /// Whether all that was taken of the request is with the operating system.
+    fn has_left(&self) -> bool {
+        !self.has_unsent() && !self.unflushed
     }
 
     fn has_unsent(&self) -> bool {
@@ -286,10 +294,11 @@ impl Conn {
                 if n == 0 {
                     return Poll::Ready(Err(std_io::Error::from(std_io::ErrorKind::WriteZero).into()));
                 }
-                self.wrote = true;
+                (self.wrote, self.unflushed) = (true, true);
                 self.advance(n);
             }
             ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.unflushed = false;
             if matches!(self.sending, Sending::Done) {
                 return Poll::Ready(Ok(()));
             }

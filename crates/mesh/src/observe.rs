@@ -11,8 +11,10 @@ use weft_policy::outcome::{self, Judged, Outcome, Transport};
 use weft_telemetry::metrics::{Counter, Gauge, Histogram, Raised};
 use weft_telemetry::{SpanKind, SpanRecord, SpanStatus, Telemetry, Text, Value, names};
 
+use crate::body::Upload;
 use crate::endpoint::{Endpoint, Load};
 use crate::error::Error;
+use crate::outbound::Outbound;
 use crate::outlier::Outliers;
 use crate::spec::Protocol;
 
@@ -79,6 +81,7 @@ pub(crate) struct Attempted {
     trace: Trace,
     attempt: Attempt,
     method: Method,
+    upload: Option<Arc<Upload>>,
     began: Instant,
     status: Option<u16>,
     outcome: Option<Outcome>,
@@ -91,7 +94,7 @@ impl Attempted {
         endpoint: &Arc<Endpoint>,
         trace: Trace,
         attempt: Attempt,
-        method: &Method,
+        out: &Outbound,
     ) -> Self {
         Self {
             meter: meter.clone(),
@@ -99,7 +102,8 @@ impl Attempted {
             _in_flight: meter.in_flight.raise(),
             trace,
             attempt,
-            method: method.clone(),
+            method: out.head.method.clone(),
+            upload: out.upload().cloned(),
             began: Instant::now(),
             status: None,
             outcome: None,
@@ -143,7 +147,9 @@ impl Attempted {
         let outcome = e.outcome();
         self.meter.requests[outcome_index(&outcome)].inc();
         self.outcome = Some(outcome);
-        self.judge(&outcome, true);
+        if !e.blames_caller() {
+            self.judge(&outcome, true);
+        }
         self.record(Some((e.code(), e.to_string())));
     }
 
@@ -203,7 +209,7 @@ impl Drop for Attempted {
         if self.outcome.is_none() {
             // The attempt timed out, or its caller went away.
             self.meter.requests[4].inc();
-            if self.attempt.deadline.passed() {
+            if self.attempt.deadline.passed() && self.upload.as_ref().is_none_or(|u| u.is_complete()) {
                 self.judge(&outcome::classify_transport(Transport::Timeout), true);
             }
             self.record(Some(("abandoned", "no answer when it was given up".into())));

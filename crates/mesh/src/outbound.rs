@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, Uri, Version, header};
 use parking_lot::Mutex;
 use weft_policy::attempt::Replay;
 
-use crate::body::Body;
+use crate::body::{Body, Upload};
 use crate::error::Error;
 
 /// How many tried instances a request remembers; beyond it the first ones count as fresh again.
@@ -29,6 +29,7 @@ pub struct Outbound {
     pub(crate) head: Parts,
     repeatable: bool,
     source: Option<IpAddr>,
+    upload: Option<Arc<Upload>>,
     state: Mutex<State>,
 }
 
@@ -44,10 +45,19 @@ impl Outbound {
     pub fn new(request: Request<impl Into<Body>>) -> Self {
         let (head, body) = request.into_parts();
         let body = body.into();
+        let repeatable = body.is_repeatable();
+        let (body, upload) = match repeatable {
+            true => (body, None),
+            false => {
+                let (body, upload) = body.watched();
+                (body, Some(upload))
+            }
+        };
         Self {
             head,
-            repeatable: body.is_repeatable(),
+            repeatable,
             source: None,
+            upload,
             state: Mutex::new(State { body: Some(body), tried: [0; TRIED], tries: 0 }),
         }
     }
@@ -60,6 +70,16 @@ impl Outbound {
     /// Who asked.
     pub(crate) fn source(&self) -> Option<IpAddr> {
         self.source
+    }
+
+    /// Whether the caller's body is still on its way, or broke off: whatever goes wrong now, the service is not to blame.
+    pub fn is_uploading(&self) -> bool {
+        self.upload.as_ref().is_some_and(|u| !u.is_complete())
+    }
+
+    /// How far a streamed body is.
+    pub(crate) fn upload(&self) -> Option<&Arc<Upload>> {
+        self.upload.as_ref()
     }
 
     /// The head.

@@ -59,7 +59,7 @@ impl Service {
         };
         out.mark_tried(endpoint.id);
         let trace = ctx.trace.child();
-        let attempted = Attempted::begin(&self.meter, &endpoint, trace, attempt, &out.head.method);
+        let attempted = Attempted::begin(&self.meter, &endpoint, trace, attempt, out);
         let protocol = endpoint.wanted.protocol;
         let overlay = Overlay {
             traceparent: Some(trace.traceparent()),
@@ -158,6 +158,9 @@ impl Service {
                     let again = (reused && unsent) || (refused && out.is_repeatable());
                     if again && stale <= weft_core::limits::UPSTREAM_H2_CONNECTIONS {
                         continue;
+                    }
+                    if out.upload().is_some_and(|u| u.has_failed()) {
+                        return Err(Error::RequestBody { reason: reason(&e) });
                     }
                     return Err(failure(endpoint, &e, unsent));
                 }

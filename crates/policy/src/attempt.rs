@@ -112,6 +112,9 @@ pub enum Cause<E> {
     /// The deadline passed during an attempt.
     #[error("no answer before the deadline")]
     Deadline,
+    /// The time for an attempt passed before the caller had sent all of its request.
+    #[error("the request did not arrive in time")]
+    SlowCaller,
     /// Policy refused before anything was sent.
     #[error("{0}")]
     Refused(Refused),
@@ -122,6 +125,7 @@ impl<E: Judged> Judged for Cause<E> {
         match self {
             Cause::Attempt(e) => e.outcome(),
             Cause::Timeout(_) | Cause::Deadline => outcome::classify_transport(Transport::Timeout),
+            Cause::SlowCaller => Outcome::failed(Class::Rejected, false),
             Cause::Refused(r) => {
                 Outcome { failure: Some(r.class()), breaker: false, unsent: true, retry_after: r.retry_after() }
             }
@@ -143,6 +147,7 @@ impl<E: Judged> Classify for Failure<E> {
     fn origin(&self) -> Origin {
         match &self.cause {
             Cause::Refused(r) => r.origin(),
+            Cause::SlowCaller => Origin::Downstream,
             _ => Origin::Upstream,
         }
     }
@@ -152,10 +157,23 @@ impl<E: Judged> Classify for Failure<E> {
 ///
 /// A bad answer (a 503, say) that is the last one comes back as [`Done`], so that it can be passed on with its body.
 /// Allocates nothing itself.
-pub async fn run<T, E, F, S>(
+pub async fn run<T, E, F, S>(instance: &Instance, ctx: &Context, replay: Replay, send: S) -> Result<Done<T>, Failure<E>>
+where
+    T: Judged,
+    E: Judged,
+    F: Future<Output = Result<T, E>>,
+    S: FnMut(Attempt) -> F,
+{
+    run_for(instance, ctx, replay, || false, send).await
+}
+
+/// The same for a caller whose request may still be arriving: while `arriving` says so, an attempt that takes too long
+/// says nothing about the other side.
+pub async fn run_for<T, E, F, S, A>(
     instance: &Instance,
     ctx: &Context,
     replay: Replay,
+    arriving: A,
     mut send: S,
 ) -> Result<Done<T>, Failure<E>>
 where
@@ -163,6 +181,7 @@ where
     E: Judged,
     F: Future<Output = Result<T, E>>,
     S: FnMut(Attempt) -> F,
+    A: Fn() -> bool,
 {
     let policy = instance.policy();
     let mut now = Instant::now();
@@ -228,8 +247,11 @@ where
                 (Ok(Done { answer, outcome, attempts, stop: Stop::Done, doubt }), Some(outcome.breaker))
             }
             Ok(Err(e)) => {
-                let breaker = e.outcome().breaker;
-                (Err(Failure { cause: Cause::Attempt(e), attempts, stop: Stop::Done, doubt }), Some(breaker))
+                let breaker = (!e.blames_caller()).then(|| e.outcome().breaker);
+                (Err(Failure { cause: Cause::Attempt(e), attempts, stop: Stop::Done, doubt }), breaker)
+            }
+            Err(_) if arriving() => {
+                (Err(Failure { cause: Cause::SlowCaller, attempts, stop: Stop::Done, doubt }), None)
             }
             Err(_) => {
                 let cause = match policy.attempt_timeout {
@@ -247,8 +269,10 @@ where
             Ok(done) => done.outcome,
             Err(failure) => failure.outcome(),
         };
-        let overloaded = outcome.failure == Some(Class::Overloaded) || judged.is_none_or(|_| is_timeout(&result));
-        instance.bulkhead().learn(instance.nanos(then), took, overloaded);
+        if judged.is_some() || is_timeout(&result) {
+            let overloaded = outcome.failure == Some(Class::Overloaded) || is_timeout(&result);
+            instance.bulkhead().learn(instance.nanos(then), took, overloaded);
+        }
         doubt |= outcome.in_doubt();
         match next(instance, policy.retry.as_ref(), replay, attempts, outcome, deadline, then) {
             Err(stop) => {

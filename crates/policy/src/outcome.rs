@@ -36,6 +36,11 @@ pub struct Outcome {
 pub trait Judged {
     /// What it came to.
     fn outcome(&self) -> Outcome;
+
+    /// Whether the caller broke it off, so that it says nothing about the other side.
+    fn blames_caller(&self) -> bool {
+        false
+    }
 }
 
 /// How an exchange broke below its protocol's own answers.

@@ -204,7 +204,7 @@ where
                 Ok(done) => Ok(done.answer.0),
                 Err(Failure { cause: Cause::Attempt(e), .. }) => Err(PolicyError::Service(e.0)),
                 Err(Failure { cause: Cause::Refused(r), .. }) => Err(r.into()),
-                Err(Failure { cause: Cause::Timeout(_) | Cause::Deadline, attempts, .. }) => {
+                Err(Failure { cause: Cause::Timeout(_) | Cause::Deadline | Cause::SlowCaller, attempts, .. }) => {
                     Err(PolicyError::Timeout { attempts })
                 }
             }

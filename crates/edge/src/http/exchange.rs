@@ -278,7 +278,8 @@ async fn attempts(
     };
     let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
     let replay = out.replay();
-    let done = attempt::run(&route.policy, ctx, replay, |a| core.deps.mesh.send(ctx, service, &out, a)).await;
+    let send = |a| core.deps.mesh.send(ctx, service, &out, a);
+    let done = attempt::run_for(&route.policy, ctx, replay, || out.is_uploading(), send).await;
     if let Some(fallback) = &route.fallback {
         let outcome = match &done {
             Ok(done) => done.outcome,
@@ -382,6 +383,9 @@ fn failed(f: Failure<weft_mesh::Error>) -> Problem {
         Cause::Attempt(e) => respond::upstream(&e),
         Cause::Timeout(t) => {
             Problem::new(code::UPSTREAM_TIMEOUT, format!("no answer within the attempt timeout of {t:?}"))
+        }
+        Cause::SlowCaller => {
+            Problem::new(code::REQUEST_TIMEOUT, "the request's body did not arrive within the time for an attempt")
         }
         Cause::Deadline => Problem::new(code::DEADLINE_EXCEEDED, "no answer before the deadline of the request"),
         Cause::Refused(r) => respond::refused(&r),

@@ -3,11 +3,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use http::{Request, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::sync::{Semaphore, mpsc};
 use weft_core::limits;
+use weft_mesh::Protocol;
 use weft_policy::spec::{Breaker, Bulkhead, Rate, Retry};
 
 use crate::support::*;
@@ -18,7 +20,7 @@ fn counting(fail_first: usize, status: u16) -> (Arc<AtomicUsize>, impl Future<Ou
     let address = service(move |r| {
         let n = counted.fetch_add(1, Ordering::SeqCst);
         async move {
-            let body = r.into_body().collect().await.unwrap().to_bytes();
+            let body = r.into_body().collect().await.map(|b| b.to_bytes()).unwrap_or_default();
             if n < fail_first { answer(status, "no") } else { answer(200, body) }
         }
     });
@@ -346,4 +348,43 @@ async fn a_hedge_goes_to_another_instance_and_the_slow_one_is_let_go() {
     }
     let stats = w.gateway.policy("all").unwrap().stats();
     assert_eq!((stats.hedges, stats.hedges_won, stats.retries), (6, 6, 0), "in turn: each began at the slow one");
+}
+
+/// A breaker that two bad calls open.
+fn touchy() -> Option<Breaker> {
+    Some(Breaker { min_calls: 2, failure_rate: 0.5, open_for: Duration::from_secs(3600), ..Breaker::default() })
+}
+
+#[tokio::test]
+async fn a_caller_who_sends_too_slowly_is_told_so_and_nobody_else_pays() {
+    let (_, address) = counting(0, 503);
+    let w = one(address.await, |r| {
+        (r.policy.breaker, r.policy.attempt_timeout) = (touchy(), Some(Duration::from_millis(50)));
+    })
+    .await;
+    for _ in 0..4 {
+        let some = futures_util::stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"some")))]);
+        let body = StreamBody::new(some.chain(futures_util::stream::pending()));
+        let r = Request::post("/x").header("host", "h").body(body).unwrap();
+        let answer = send(w.address(), r).await;
+        assert_eq!(answer.status(), 408);
+        assert_eq!(json(&answer.into_body().collect().await.unwrap().to_bytes())["code"], "request-timeout");
+    }
+    assert_eq!(w.get("/x").await.0, 200, "the breaker did not open");
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_the_callers_fault_in_both_protocols_of_the_service() {
+    for protocol in [Protocol::Http, Protocol::H2] {
+        let (_, address) = counting(0, 503);
+        let mut r = route("r", "/x", "s");
+        r.policy.breaker = touchy();
+        let w = World::start(gateway(vec![r]), &[spec_of("s", protocol, &[address.await])]).await;
+        for _ in 0..4 {
+            let bad = b"POST /x HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\nnot a size\r\n";
+            let said = raw(w.address(), bad).await;
+            assert!(!said.contains(" 200 "), "{said}");
+        }
+        assert_eq!(w.get("/x").await.0, 200, "{protocol:?}: the breaker did not open");
+    }
 }

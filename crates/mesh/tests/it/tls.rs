@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use http_body_util::BodyExt as _;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
 use weft_mesh::spec::UpstreamTls;
-use weft_mesh::{Error, Protocol};
+use weft_mesh::{Error, Outbound, Protocol};
 
 use crate::support::*;
 
@@ -67,7 +68,14 @@ impl Authority {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
-            let hello = handler(async |_| answer("secret"));
+            let hello = handler(async |r| {
+                // Not before the client has filled every buffer on the way.
+                tokio::time::sleep(std::time::Duration::from_millis(if r.method() == "PUT" { 300 } else { 0 })).await;
+                match r.into_body().collect().await.unwrap().to_bytes().len() {
+                    0 => answer("secret"),
+                    n => answer(n.to_string()),
+                }
+            });
             loop {
                 let (io, _) = listener.accept().await.unwrap();
                 let (acceptor, hello) = (acceptor.clone(), hello.clone());
@@ -150,5 +158,20 @@ async fn a_file_that_cannot_be_used_is_named_and_nothing_changes() {
         let e = w.mesh.apply(&[bad]).unwrap_err();
         assert!(e.to_string().contains(said), "{e}");
         assert_eq!(text(&w.mesh, "a").await.unwrap(), "secret", "what ran before runs on");
+    }
+}
+
+#[tokio::test]
+async fn a_large_upload_reaches_a_slow_server_to_its_last_byte() {
+    let ca = Authority::new();
+    let at = ca.serve(Speaks::H1, &["http/1.1"], false).await;
+    let w = world();
+    w.mesh.apply(&[with_tls(service("a", Protocol::Http, &[&at]), ca.client(None))]).unwrap();
+    for n in [8 << 20, (8 << 20) + 1, (9 << 20) + 12_345] {
+        let put = Outbound::new(http::Request::put("/").body(bytes::Bytes::from(vec![b'x'; n])).unwrap());
+        let sent = send(&w.mesh, "a", &put);
+        let reply =
+            tokio::time::timeout(std::time::Duration::from_secs(20), sent).await.expect("it is flushed").unwrap();
+        assert_eq!(read(reply).await.unwrap(), n.to_string());
     }
 }
