@@ -69,12 +69,13 @@ impl Authority {
         let address = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
             let hello = handler(async |r| {
-                // Not before the client has filled every buffer on the way.
-                tokio::time::sleep(std::time::Duration::from_millis(if r.method() == "PUT" { 300 } else { 0 })).await;
-                match r.into_body().collect().await.unwrap().to_bytes().len() {
-                    0 => answer("secret"),
-                    n => answer(n.to_string()),
+                // So slowly that every buffer on the way is full when the client writes its last byte.
+                let (mut body, mut n) = (r.into_body(), 0);
+                while let Some(frame) = body.frame().await {
+                    n += frame.unwrap().into_data().map_or(0, |d| d.len());
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 }
+                if n == 0 { answer("secret") } else { answer(n.to_string()) }
             });
             loop {
                 let (io, _) = listener.accept().await.unwrap();
