@@ -41,7 +41,11 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 }
 
 fn listen() -> std::io::Result<(StdListener, u16)> {
-    let l = StdListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    // A thousand connections may come at once.
+    socket.listen(4096)?;
+    let l = StdListener::from(socket);
     l.set_nonblocking(true)?;
     let port = l.local_addr()?.port();
     Ok((l, port))

@@ -136,7 +136,7 @@ pub const PASSWORD_CHECKS: usize = 2;
 pub const PASSWORD_WAIT: Duration = Duration::from_secs(2);
 
 /// Idle connections kept per upstream instance and core.
-pub const UPSTREAM_IDLE: usize = 128;
+pub const UPSTREAM_IDLE: usize = 400;
 /// How long an idle upstream connection is kept.
 pub const UPSTREAM_IDLE_FOR: Duration = Duration::from_secs(60);
 /// Time to connect to an upstream.

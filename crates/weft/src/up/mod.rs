@@ -71,6 +71,7 @@ pub fn run(args: UpArgs) -> ExitCode {
         eprintln!("weft: {e}");
         return ExitCode::FAILURE;
     }
+    raise_descriptors();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -84,6 +85,16 @@ pub fn run(args: UpArgs) -> ExitCode {
             eprintln!("weft: {e}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Raises the limit of open files as far as the process may: each connection through the gateway takes two, and many
+/// systems begin at 1,024.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(limit = current, error = %e, "the limit of open files stays as it is");
     }
 }
 
