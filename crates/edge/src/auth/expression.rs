@@ -29,7 +29,7 @@ pub(super) struct Seen<'a> {
 pub(crate) struct Caller<'a> {
     /// The other end of its connection.
     pub(crate) peer: &'a Peer,
-    /// The client, as believed proxies tell.
+    /// The client, as the proxies tell that the configuration names.
     pub(crate) client: std::net::IpAddr,
 }
 

@@ -124,7 +124,7 @@ async fn admitted(
     let who = match &route.guard {
         None => None,
         Some(guard) => {
-            let from = Caller { peer, client: route.proxies.client(peer, &head.headers) };
+            let from = Caller { peer, client: route.proxies.vouched(peer, &head.headers) };
             Box::pin(guard.admit(from, &mut head, record.asked(), deadline)).await?
         }
     };

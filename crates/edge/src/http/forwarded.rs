@@ -82,6 +82,15 @@ impl Proxies {
         client
     }
 
+    /// The client as decisions about access see it: another's word is taken only where the configuration says whose. What
+    /// comes from loopback may be relayed from anywhere.
+    pub fn vouched(&self, peer: &Peer, h: &HeaderMap) -> IpAddr {
+        match self.listed {
+            Some(_) => self.client(peer, h),
+            None => peer.address.ip().to_canonical(),
+        }
+    }
+
     /// Whether the client came over TLS, by a believed proxy's word where there is one.
     pub fn is_https(&self, peer: &Peer, h: &HeaderMap) -> bool {
         let said = h.get(X_FORWARDED_PROTO).filter(|_| peer.trusted).and_then(|v| v.to_str().ok());
@@ -140,6 +149,7 @@ mod tests {
             ("10.0.0.1:9", &[], "10.0.0.1"),
             ("10.0.0.1:9", &[("forwarded", "for=1.1.1.1;proto=https, For=\"[2001:db8::7]:80\"")], "1.1.1.1"),
             ("10.0.0.1:9", &[("forwarded", "for=_hidden")], "10.0.0.1"),
+            ("10.0.0.1:9", &[("forwarded", "for=1.1.1.1"), ("x-forwarded-for", "2.2.2.2")], "2.2.2.2"),
             ("[::ffff:10.0.0.1]:9", &[("x-forwarded-for", "3.3.3.3:123")], "3.3.3.3"),
         ] {
             assert_eq!(client(from, fields), want, "{from} {fields:?}");

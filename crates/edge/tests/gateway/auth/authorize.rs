@@ -109,6 +109,27 @@ async fn a_route_takes_callers_from_its_networks_only() {
 }
 
 #[tokio::test]
+async fn access_goes_by_forwarded_addresses_only_where_the_configuration_names_the_proxies() {
+    let inner = [("x-forwarded-for", "10.0.0.1")];
+    let allowed = |proxies: Option<&str>, auth: Auth| {
+        let mut r = route("all", "/**", "s");
+        r.policy.auth = Some(auth);
+        let trusted_proxies = proxies.map(|p| vec![p.parse().unwrap()]);
+        GatewaySpec { trusted_proxies, ..gateway(vec![r]) }
+    };
+    let nets = Nets { allow: vec!["10.0.0.0/8".parse().unwrap()], deny: vec![] };
+    let by_net = Auth { nets, ..Auth::default() };
+    let by_condition = Auth { require: Some("request.source == '10.0.0.1'".into()), ..Auth::default() };
+    let services = [spec_of("s", Protocol::Http, &[echo().await])];
+    for auth in [by_net, by_condition] {
+        for (proxies, status) in [(None, 403), (Some("127.0.0.0/8"), 200), (Some("192.0.2.0/24"), 403)] {
+            let w = World::start(allowed(proxies, auth.clone()), &services).await;
+            assert_eq!(ask(&w, "/", &inner).await.status, status, "{proxies:?} {auth:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_listener_closes_connections_from_elsewhere_unread() {
     let nets = Nets { allow: vec!["10.0.0.0/8".parse().unwrap()], deny: vec![] };
     let spec = GatewaySpec {
