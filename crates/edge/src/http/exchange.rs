@@ -21,6 +21,7 @@ use weft_policy::outcome::Judged as _;
 use super::adapt::Adapt;
 use super::body::Body;
 use super::collect::collect;
+use super::fallback::Fallback;
 use super::limited::Asking;
 use super::record::Exchange;
 use super::traffic::{Chosen, Outgoing, is_service, preflight_asks};
@@ -164,20 +165,18 @@ async fn admitted(
     {
         let scope = idempotency::scope(&ctx.principal, &route.name, key);
         // Boxed, here and below: what is seldom taken would be a part of every exchange's future, which is moved.
-        let bytes = Box::pin(collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline)).await?;
+        let limit = limits::COLLECTED_BODY_BYTES;
+        let bytes = Box::pin(collect(body, &head.headers, limit, ctx.deadline)).await?;
         return Box::pin(super::idempotency::once(core, route, peer, spec.keep, scope, ctx, head, bytes)).await;
     }
     match route.policy.acquire(ctx.deadline).await {
         Ok(slot) => record.holds(slot),
         Err(refused) => {
-            if let Some(fallback) = &route.fallback {
-                prepare(route, peer, &mut head, None);
-                let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
-                if let Some(instead) = Box::pin(fallback.refused(core, &ctx, &out)).await {
-                    return Ok(instead);
-                }
-            }
-            return Err(respond::refused(&refused));
+            let instead = match &route.fallback {
+                Some(f) if is_service(&route.to) => Box::pin(instead(core, route, peer, &ctx, head, body, f)).await?,
+                _ => None,
+            };
+            return instead.ok_or_else(|| respond::refused(&refused));
         }
     }
 
@@ -193,6 +192,27 @@ async fn admitted(
             let bytes = Box::pin(collect(body, &head.headers, limit, ctx.deadline)).await?;
             Box::pin(send(core, route, peer, &ctx, head, bytes)).await
         }
+    }
+}
+
+/// What the fallback says to a request that found no place: another service is asked as the route's own would have been.
+async fn instead(
+    core: &Core,
+    route: &Route,
+    peer: &Peer,
+    ctx: &Context,
+    mut head: Parts,
+    mut body: weft_mesh::Body,
+    fallback: &Fallback,
+) -> Result<Option<Response<Body>>, Problem> {
+    if let (Some(adapt), true) = (&route.adapt, fallback.is_service()) {
+        body = mapped(route, peer, ctx, &mut head, body, adapt).await?;
+    }
+    let (body, outgoing) = outgoing(route, peer, &mut head, body, None);
+    let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
+    match fallback.refused(core, ctx, &out).await {
+        Some(instead) => Ok(Some(instead)),
+        None => outgoing.and_then(|o| o.failed()).map_or(Ok(None), Err),
     }
 }
 
@@ -228,7 +248,7 @@ async fn proxied(
     body: weft_mesh::Body,
 ) -> Result<Response<Body>, Problem> {
     match &route.adapt {
-        None => answered(attempts(core, route, peer, ctx, head, body, None).await?, route),
+        None => attempts(core, route, peer, ctx, head, body, None).await?.answered(route),
         Some(adapt) => Box::pin(adapted(core, route, peer, ctx, head, body, adapt)).await,
     }
 }
@@ -240,21 +260,38 @@ async fn adapted(
     peer: &Peer,
     ctx: &Context,
     mut head: Parts,
-    mut body: weft_mesh::Body,
+    body: weft_mesh::Body,
     adapt: &Adapt,
 ) -> Result<Response<Body>, Problem> {
     let client = route.proxies.client(peer, &head.headers);
-    if adapt.maps_requests() {
-        let whole = collect(body, &head.headers, limits::COLLECTED_BODY_BYTES, ctx.deadline).await?;
-        body = adapt.request(ctx, client, &mut head, whole)?.into();
-    } else {
-        adapt.request(ctx, client, &mut head, Bytes::new())?;
-    }
+    let body = mapped(route, peer, ctx, &mut head, body, adapt).await?;
     // Mappings of the answer look at the head after it was sent.
     let (mut asked, ()) = Request::new(()).into_parts();
     (asked.method, asked.uri, asked.headers) = (head.method.clone(), head.uri.clone(), head.headers.clone());
-    let answer = answered(attempts(core, route, peer, ctx, head, body, None).await?, route)?;
-    adapt.response(ctx, client, &asked, answer).await
+    match attempts(core, route, peer, ctx, head, body, None).await? {
+        // A fallback is written, or chosen, for every version: there is nothing to map.
+        Sent::Instead(response) => Ok(response),
+        reply => adapt.response(ctx, client, &asked, reply.answered(route)?).await,
+    }
+}
+
+/// A request's body, made the one of the version that the service speaks.
+async fn mapped(
+    route: &Route,
+    peer: &Peer,
+    ctx: &Context,
+    head: &mut Parts,
+    body: weft_mesh::Body,
+    adapt: &Adapt,
+) -> Result<weft_mesh::Body, Problem> {
+    let client = route.proxies.client(peer, &head.headers);
+    if !adapt.maps_requests() {
+        adapt.request(ctx, client, head, Bytes::new())?;
+        return Ok(body);
+    }
+    let limit = limits::COLLECTED_BODY_BYTES;
+    let whole = collect(body, &head.headers, limit, ctx.deadline).await?;
+    Ok(adapt.request(ctx, client, head, whole)?.into())
 }
 
 /// Sends to the route's service, attempt by attempt, and to its fallback.
@@ -268,14 +305,10 @@ async fn attempts(
     upgrade: Option<&Upgrade>,
 ) -> Result<Sent, Problem> {
     let service = route.service(head.extensions.get::<Chosen>().map_or(0, |c| c.0));
-    prepare(route, peer, &mut head, upgrade);
-    let (body, outgoing) = match &route.traffic {
-        None => (body, None),
-        Some(t) => {
-            let (body, out) = t.outgoing(core, ctx, service, &mut head, body);
-            (body, Some(out))
-        }
-    };
+    let (mut body, mut outgoing) = outgoing(route, peer, &mut head, body, upgrade);
+    if let (Some(t), Some(o)) = (&route.traffic, &mut outgoing) {
+        body = t.mirrored(core, ctx, &head, body, o);
+    }
     let out = Outbound::new(Request::from_parts(head, body)).asked_by(peer.address.ip());
     let replay = out.replay();
     let send = |a| core.deps.mesh.send(ctx, service, &out, a);
@@ -305,6 +338,50 @@ enum Sent {
     Instead(Response<Body>),
 }
 
+impl Sent {
+    /// The answer that goes to the client, from a service's.
+    fn answered(self, route: &Route) -> Result<Response<Body>, Problem> {
+        let (reply, outgoing) = match self {
+            Sent::Reply(reply, outgoing) => (reply, outgoing),
+            Sent::Instead(response) => return Ok(response),
+        };
+        let silent = match route.protocols.idle {
+            Idle::After(limit) => Some((limit, reply.silent(limit))),
+            Idle::BuiltIn | Idle::Off => None,
+        };
+        let (parts, body) = reply.response.into_parts();
+        if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Problem::new(code::UPSTREAM_BROKEN, "the service switched protocols without being asked to"));
+        }
+        let mut response = Response::new(match silent {
+            Some((limit, error)) if !body.is_end_stream() => Body::watched(body, limit, error),
+            _ => Body::from(body),
+        });
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers;
+        headers::to_downstream(response.headers_mut(), parts.version);
+        match outgoing {
+            None => Ok(response),
+            Some(out) => out.came(response),
+        }
+    }
+}
+
+/// Makes a request the one that goes on to a service.
+fn outgoing(
+    route: &Route,
+    peer: &Peer,
+    head: &mut Parts,
+    body: weft_mesh::Body,
+    upgrade: Option<&Upgrade>,
+) -> (weft_mesh::Body, Option<Outgoing>) {
+    prepare(route, peer, head, upgrade);
+    let Some(t) = &route.traffic else { return (body, None) };
+    let service = route.service(head.extensions.get::<Chosen>().map_or(0, |c| c.0));
+    let (body, outgoing) = t.outgoing(service, head, body);
+    (body, Some(outgoing))
+}
+
 /// Makes a request's head the one that goes on to a service.
 fn prepare(route: &Route, peer: &Peer, head: &mut Parts, upgrade: Option<&Upgrade>) {
     let host = match head.uri.authority() {
@@ -321,33 +398,6 @@ fn prepare(route: &Route, peer: &Peer, head: &mut Parts, upgrade: Option<&Upgrad
     }
 }
 
-/// The answer that goes to the client, from a service's.
-fn answered(sent: Sent, route: &Route) -> Result<Response<Body>, Problem> {
-    let (reply, outgoing) = match sent {
-        Sent::Reply(reply, outgoing) => (reply, outgoing),
-        Sent::Instead(response) => return Ok(response),
-    };
-    let silent = match route.protocols.idle {
-        Idle::After(limit) => Some((limit, reply.silent(limit))),
-        Idle::BuiltIn | Idle::Off => None,
-    };
-    let (parts, body) = reply.response.into_parts();
-    if parts.status == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Problem::new(code::UPSTREAM_BROKEN, "the service switched protocols without being asked to"));
-    }
-    let mut response = Response::new(match silent {
-        Some((limit, error)) if !body.is_end_stream() => Body::watched(body, limit, error),
-        _ => Body::from(body),
-    });
-    *response.status_mut() = parts.status;
-    *response.headers_mut() = parts.headers;
-    headers::to_downstream(response.headers_mut(), parts.version);
-    match outgoing {
-        None => Ok(response),
-        Some(out) => out.came(response),
-    }
-}
-
 /// Passes on a request to go on with another protocol. If the service agrees, both sides are joined.
 async fn upgraded(
     core: &Arc<Core>,
@@ -360,7 +410,7 @@ async fn upgraded(
 ) -> Result<Response<Body>, Problem> {
     let reply = match attempts(core, route, peer, ctx, head, body, Some(&upgrade)).await? {
         Sent::Reply(reply, _) if reply.response.status() == StatusCode::SWITCHING_PROTOCOLS => reply,
-        other => return answered(other, route),
+        other => return other.answered(route),
     };
     let (mut parts, service) = reply.response.into_parts();
     headers::to_downstream(&mut parts.headers, parts.version);

@@ -45,6 +45,11 @@ impl Fallback {
         Self { what, answered }
     }
 
+    /// Whether another service is asked.
+    pub(super) fn is_service(&self) -> bool {
+        matches!(self.what, What::Service(_))
+    }
+
     /// The answer in place of a failed one, if there is one for it.
     pub(super) async fn answer(
         &self,
@@ -87,6 +92,10 @@ impl Fallback {
                     return None;
                 }
                 let (parts, body) = done.answer.response.into_parts();
+                // Only the route's own service is joined with the client: nobody would be behind this.
+                if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return None;
+                }
                 let mut r = Response::new(Body::from(body));
                 *r.status_mut() = parts.status;
                 *r.headers_mut() = parts.headers;

@@ -263,3 +263,18 @@ async fn a_websocket_over_http2_is_one_over_http1_to_the_service() {
     let m = Message::text("the other one goes on");
     assert_eq!(say(&mut streams[1], m.clone()).await, m);
 }
+
+#[tokio::test]
+async fn a_fallback_that_switches_protocols_is_none_because_nobody_would_be_joined() {
+    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let mut r = route("all", "/**", "s");
+    r.policy.retry = None;
+    r.fallback = Some(weft_edge::spec::Fallback::Service(name("spare")));
+    let http = weft_mesh::Protocol::Http;
+    let services = [spec_of("s", http, &[dead]), spec_of("spare", http, &[echo_server().await])];
+    let w = World::start(gateway(vec![r]), &services).await;
+    match connect(&w, "/chat").await {
+        Err(Error::Http(answer)) => assert_eq!(answer.status(), StatusCode::BAD_GATEWAY),
+        other => panic!("{other:?}"),
+    }
+}

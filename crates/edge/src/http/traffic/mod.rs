@@ -2,8 +2,7 @@
 //! has no [`Traffic`], and its requests pay for one look at that.
 //!
 //! The exchange calls, in this order: [`Traffic::begin`] when the route is known, [`Traffic::before`] on admission,
-//! [`Traffic::outgoing`] when a request goes to a service and [`Outgoing::came`] on its answer, [`Hop::answer`] on
-//! whatever is answered.
+//! [`Traffic::outgoing`] and [`Traffic::mirrored`] when a request goes to a service and [`Outgoing::came`] on its answer, [`Hop::answer`] on whatever is answered.
 
 mod compress;
 mod cors;
@@ -164,8 +163,6 @@ impl Traffic {
     /// Makes a request into the one sent on.
     pub(crate) fn outgoing(
         &self,
-        core: &Core,
-        ctx: &Context,
         service: &Name,
         head: &mut Parts,
         body: weft_mesh::Body,
@@ -179,11 +176,22 @@ impl Traffic {
             None => (body, None),
             Some(limit) => size::request(limit, body),
         };
-        let (body, pair) = match self.mirror.as_ref().filter(|m| m.picks()) {
-            None => (body, None),
-            Some(m) => m.copy(core, ctx, head, body),
-        };
-        (body, Outgoing { service: service.clone(), over, pair, response_limit: self.response_limit })
+        (body, Outgoing { service: service.clone(), over, pair: None, response_limit: self.response_limit })
+    }
+
+    /// Sends a copy to the mirror, if this one is to be copied.
+    pub(crate) fn mirrored(
+        &self,
+        core: &Core,
+        ctx: &Context,
+        head: &Parts,
+        body: weft_mesh::Body,
+        outgoing: &mut Outgoing,
+    ) -> weft_mesh::Body {
+        let Some(m) = self.mirror.as_ref().filter(|m| m.picks()) else { return body };
+        let (body, pair) = m.copy(core, ctx, head, body);
+        outgoing.pair = pair;
+        body
     }
 
     /// The rules for cross-origin requests.
