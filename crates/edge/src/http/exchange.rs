@@ -165,7 +165,7 @@ async fn admitted(
     {
         let scope = idempotency::scope(&ctx.principal, &route.name, key);
         // Boxed, here and below: what is seldom taken would be a part of every exchange's future, which is moved.
-        let limit = limits::COLLECTED_BODY_BYTES;
+        let limit = collects(route, limits::COLLECTED_BODY_BYTES);
         let bytes = Box::pin(collect(body, &head.headers, limit, ctx.deadline)).await?;
         return Box::pin(super::idempotency::once(core, route, peer, spec.keep, scope, ctx, head, bytes)).await;
     }
@@ -179,6 +179,9 @@ async fn admitted(
             return instead.ok_or_else(|| respond::refused(&refused));
         }
     }
+    if let Some(fault) = route.traffic.as_ref().and_then(|t| t.fault()) {
+        Box::pin(fault.strike(&head.headers, ctx.deadline)).await?;
+    }
 
     // Send.
     match &route.to {
@@ -188,11 +191,17 @@ async fn admitted(
             None => proxied(core, route, peer, &ctx, head, body).await,
         },
         _ => {
-            let limit = route.buffers().unwrap_or(limits::COLLECTED_BODY_BYTES);
+            let limit = collects(route, route.buffers().unwrap_or(limits::COLLECTED_BODY_BYTES));
             let bytes = Box::pin(collect(body, &head.headers, limit, ctx.deadline)).await?;
             Box::pin(send(core, route, peer, &ctx, head, bytes)).await
         }
     }
+}
+
+/// How much of a body is collected: never more than the route takes.
+fn collects(route: &Route, limit: usize) -> usize {
+    let taken = route.traffic.as_ref().and_then(|t| t.request_limit());
+    taken.map_or(limit, |t| limit.min(usize::try_from(t).unwrap_or(usize::MAX)))
 }
 
 /// What the fallback says to a request that found no place: another service is asked as the route's own would have been.
@@ -289,7 +298,7 @@ async fn mapped(
         adapt.request(ctx, client, head, Bytes::new())?;
         return Ok(body);
     }
-    let limit = limits::COLLECTED_BODY_BYTES;
+    let limit = collects(route, limits::COLLECTED_BODY_BYTES);
     let whole = collect(body, &head.headers, limit, ctx.deadline).await?;
     Ok(adapt.request(ctx, client, head, whole)?.into())
 }

@@ -95,6 +95,9 @@ pub(super) async fn once(
         Decision::Run => {}
     }
     let slot = route.policy.acquire(ctx.deadline).await.map_err(|r| respond::refused(&r))?;
+    if let Some(fault) = route.traffic.as_ref().and_then(|t| t.fault()) {
+        fault.strike(&head.headers, ctx.deadline).await?;
+    }
     let (core, route, peer) = (core.clone(), route.clone(), peer.clone());
     let work = tokio::spawn(async move {
         let _slot = slot;

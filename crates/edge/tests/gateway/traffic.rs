@@ -511,3 +511,132 @@ async fn trusted_proxies_say_who_the_client_is_and_the_access_log_writes_it() {
     let said = text(w.send(with("/a", &fields)).await).await;
     assert!(said.contains("\nx-forwarded-for: 127.0.0.1\n") && !said.contains("9.9.9.9"), "{said}");
 }
+
+#[tokio::test]
+async fn a_collected_body_is_held_to_the_routes_limit_too() {
+    let mut routes: Vec<_> = ["keyed", "buffered", "queued", "mapped"]
+        .map(|n| {
+            let mut r = route(n, &format!("/{n}"), "s");
+            r.traffic.request_limit = Some(10);
+            r
+        })
+        .into();
+    let public = weft_policy::spec::Idempotency { public: true, ..Default::default() };
+    routes[0].policy.idempotency = Some(public);
+    routes[1].traffic.buffer = Some(100);
+    routes[2].to = Target::Queue(name("q"));
+    routes[3].versions = Some(versioned(Some(serde_json::json!("body")), None));
+    let w = World::start(gateway(routes), &[spec_of("s", Protocol::Http, &[echo().await])]).await;
+    w.broker.declare_queue(name("q"), &serde_json::json!({})).await.unwrap();
+    for path in ["/keyed", "/buffered", "/queued", "/mapped"] {
+        for (chunks, refused) in [(2, false), (3, true)] {
+            let frames = (0..chunks).map(|_| Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"12345"))));
+            let body = StreamBody::new(futures_util::stream::iter(frames.collect::<Vec<_>>()));
+            let r = Request::post(path).header("host", "h").header("content-type", "application/json");
+            let got = send(w.address(), r.header("idempotency-key", path).body(body).unwrap()).await;
+            assert_eq!(got.status() == 413, refused, "{path}: {chunks} chunks are {}", got.status());
+            if refused {
+                assert_eq!(json(text(got).await.as_bytes())["limit"], 10);
+            }
+        }
+    }
+}
+
+fn versioned(request: Option<serde_json::Value>, response: Option<serde_json::Value>) -> VersionsSpec {
+    let named = |n: &str| weft_policy::version::Version { name: n.into(), deprecated: None, sunset: None };
+    VersionsSpec {
+        from: vec![VersionFrom::Header("x-version".into())],
+        default: Some("1".into()),
+        known: vec![
+            VersionSpec { version: named("1"), request, response, ..VersionSpec::default() },
+            VersionSpec { version: named("2"), ..VersionSpec::default() },
+        ],
+    }
+}
+
+/// A route to a service that never answers, with one place, which is taken; its fallback is the service `spare`.
+async fn full(change: impl FnOnce(&mut RouteSpec)) -> World {
+    let mut r = route("all", "/**", "s");
+    r.policy.bulkhead = Some(weft_policy::spec::Bulkhead { limit: 1, ..Default::default() });
+    r.fallback = Some(Fallback::Service(name("spare")));
+    change(&mut r);
+    let slow = service(|_| std::future::pending()).await;
+    let services = [spec_of("s", Protocol::Http, &[slow]), spec_of("spare", Protocol::Http, &[echo().await])];
+    let w = World::start(gateway(vec![r]), &services).await;
+    let to = w.address();
+    tokio::spawn(async move { send(to, get("/first")).await });
+    while w.gateway.policy("all").unwrap().bulkhead().load().0 == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    w
+}
+
+#[tokio::test]
+async fn the_fallback_of_a_full_bulkhead_gets_what_the_routes_rules_make_of_a_request() {
+    let w = full(|r| {
+        r.traffic.host = Host::Name("inner.test".into());
+        r.traffic.request = vec![FieldRule::Set("X-Tier".into(), "gold".into()), FieldRule::Remove("X-Secret".into())];
+        r.traffic.request_limit = Some(20);
+        r.versions = Some(versioned(Some(serde_json::json!({"title": "body.name"})), None));
+    })
+    .await;
+    let post = |body: &'static str, n: usize| {
+        let frames = (0..n).map(|_| Ok::<_, BoxError>(Frame::data(Bytes::from_static(body.as_bytes()))));
+        let body = StreamBody::new(futures_util::stream::iter(frames.collect::<Vec<_>>()));
+        let r = Request::post("/x").header("host", "h").header("content-type", "application/json");
+        send(w.address(), r.header("x-secret", "1").body(body).unwrap())
+    };
+    let got = post("{\"name\":\"tea\"}", 1).await;
+    assert_eq!(got.headers().get("weft-fallback").map(|v| v.as_bytes()), Some(&b"service"[..]));
+    let said = text(got).await;
+    assert!(said.contains("\nhost: inner.test\n") && said.contains("\nx-tier: gold\n"), "{said}");
+    assert!(!said.contains("x-secret") && said.ends_with("\n{\"title\":\"tea\"}"), "{said}");
+    assert_eq!(post("{\"name\":\"tea\"}", 2).await.status(), 413);
+}
+
+#[tokio::test]
+async fn a_fallbacks_answer_is_not_mapped_from_a_version_it_does_not_have() {
+    let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let w = one(dead, |r| {
+        r.policy.retry = None;
+        r.versions = Some(versioned(None, Some(serde_json::json!({"title": "body.name"}))));
+        let headers = http::HeaderMap::from_iter([(http::header::CONTENT_TYPE, "application/json".parse().unwrap())]);
+        r.fallback = Some(Fallback::Respond { status: StatusCode::OK, headers, body: "[]".into() });
+    })
+    .await;
+    assert_eq!(w.get("/x").await, (StatusCode::OK, Bytes::from_static(b"[]")));
+}
+
+#[tokio::test]
+async fn faults_wait_no_longer_than_the_deadline_and_count_as_any_request() {
+    let w = one(echo().await, |r| {
+        r.policy.deadline = Some(Duration::from_millis(50));
+        r.policy.rate = vec![weft_policy::spec::Rate {
+            limit: 1,
+            period: Duration::from_secs(3600),
+            algorithm: weft_policy::spec::Algorithm::Sliding,
+            ..Default::default()
+        }];
+        r.traffic.fault = Some(Fault { delay: Some((Duration::from_secs(3600), 1.0)), abort: None, header: None });
+    })
+    .await;
+    let late = tokio::time::timeout(Duration::from_secs(20), w.get("/")).await.expect("the deadline ends it");
+    assert_eq!((late.0.as_u16(), json(&late.1)["code"].as_str()), (504, Some("deadline-exceeded")));
+    assert_eq!(w.get("/").await.0, 429, "the first one counted");
+
+    let w = one(echo().await, |r| {
+        r.policy.deadline = None;
+        r.policy.bulkhead = Some(weft_policy::spec::Bulkhead { limit: 1, ..Default::default() });
+        r.traffic.fault = Some(Fault {
+            delay: Some((Duration::from_secs(3600), 1.0)),
+            abort: None,
+            header: Some(("x-fault".into(), None)),
+        });
+    })
+    .await;
+    let (to, waits) = (w.address(), with("/", &[("x-fault", "1")]));
+    tokio::spawn(async move { send(to, waits).await });
+    let holds = || async { w.gateway.policy("all").unwrap().stats().under_way == 1 };
+    tokio::time::timeout(Duration::from_secs(5), w.until(holds)).await.expect("one that waits on purpose has a place");
+    assert_eq!(w.get("/").await.0, 503);
+}

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, StatusCode};
+use weft_core::Deadline;
 
 use super::Bad;
 use crate::api::problem::{Problem, code};
 use crate::spec;
 
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     delay: Option<(Duration, f64)>,
     abort: Option<(StatusCode, f64)>,
     header: Option<(HeaderName, Option<String>)>,
@@ -30,8 +31,8 @@ pub(super) fn compile(f: &spec::Fault, bad: &mut Vec<Bad>) -> Option<Fault> {
 }
 
 impl Fault {
-    /// Waits and fails as configured.
-    pub(super) async fn strike(&self, h: &HeaderMap) -> Result<(), Problem> {
+    /// Waits, up to the request's deadline, and fails as configured.
+    pub(crate) async fn strike(&self, h: &HeaderMap, deadline: Deadline) -> Result<(), Problem> {
         let meant = self.header.as_ref().is_none_or(|(name, want)| {
             h.get_all(name).iter().any(|v| want.as_ref().is_none_or(|w| v.as_bytes() == w.as_bytes()))
         });
@@ -41,7 +42,14 @@ impl Fault {
         if let Some((time, share)) = self.delay
             && picks(share)
         {
-            tokio::time::sleep(time).await;
+            let wait = tokio::time::sleep(time);
+            match deadline.instant() {
+                None => wait.await,
+                Some(at) => tokio::time::timeout_at(at, wait).await.map_err(|_| {
+                    let detail = "this route delays some requests on purpose (fault.delay), here beyond the deadline";
+                    Problem::new(code::DEADLINE_EXCEEDED, detail)
+                })?,
+            }
         }
         match self.abort {
             Some((status, share)) if picks(share) => {
@@ -72,11 +80,13 @@ mod tests {
         };
         let f = compile(&f, &mut Vec::new()).unwrap();
         let began = Instant::now();
-        f.strike(&HeaderMap::new()).await.unwrap();
+        f.strike(&HeaderMap::new(), Deadline::NONE).await.unwrap();
         assert_eq!(began.elapsed(), Duration::ZERO);
         let with = HeaderMap::from_iter([(HeaderName::from_static("x-fault"), "on".parse().unwrap())]);
-        assert_eq!(f.strike(&with).await.unwrap_err().status(), 418);
+        assert_eq!(f.strike(&with, Deadline::NONE).await.unwrap_err().status(), 418);
         assert_eq!(began.elapsed().as_secs(), 2);
+        let late = f.strike(&with, Deadline::after(Duration::from_secs(1))).await.unwrap_err();
+        assert_eq!((late.code(), began.elapsed().as_secs()), (code::DEADLINE_EXCEEDED, 3));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //! has no [`Traffic`], and its requests pay for one look at that.
 //!
 //! The exchange calls, in this order: [`Traffic::begin`] when the route is known, [`Traffic::before`] on admission,
-//! [`Traffic::outgoing`] and [`Traffic::mirrored`] when a request goes to a service and [`Outgoing::came`] on its answer, [`Hop::answer`] on whatever is answered.
+//! [`fault::Fault::strike`] when a request has its place, [`Traffic::outgoing`] and [`Traffic::mirrored`] when it goes to
+//! a service and [`Outgoing::came`] on its answer, [`Hop::answer`] on whatever is answered.
 
 mod compress;
 mod cors;
@@ -135,7 +136,7 @@ impl Traffic {
         }
     }
 
-    /// Sizes, faults and shedding: what can end a request before it is begun.
+    /// Sizes and shedding: what can end a request before it is begun.
     pub(crate) async fn before(&self, core: &Core, head: &Parts) -> Result<(), Problem> {
         if let Some(limit) = self.request_limit {
             size::declared(limit, &head.headers)?;
@@ -143,10 +144,17 @@ impl Traffic {
         if let Some(shed) = &self.shed {
             shed.check(&core.deps.broker).await?;
         }
-        if let Some(fault) = &self.fault {
-            fault.strike(&head.headers).await?;
-        }
         Ok(())
+    }
+
+    /// What goes wrong on purpose, once a request has its place.
+    pub(crate) fn fault(&self) -> Option<&fault::Fault> {
+        self.fault.as_ref()
+    }
+
+    /// How many bytes of a request's body the route takes.
+    pub(crate) fn request_limit(&self) -> Option<u64> {
+        self.request_limit
     }
 
     /// The answer to a preflight.

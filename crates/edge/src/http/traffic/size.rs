@@ -44,7 +44,7 @@ pub(super) fn declared(limit: u64, h: &HeaderMap) -> Result<(), Problem> {
 /// Counts a request's body.
 pub(super) fn request(limit: u64, body: weft_mesh::Body) -> (weft_mesh::Body, Option<Arc<Over>>) {
     if body.is_repeatable() {
-        // Its length was known on admission, or it was collected under a limit of its own.
+        // Its length was known on admission, or it was collected under this limit.
         return (body, None);
     }
     let over = Arc::new(Over { limit, passed: AtomicBool::new(false) });
