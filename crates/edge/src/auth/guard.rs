@@ -58,8 +58,8 @@ impl Guard {
         })
     }
 
-    /// Who asks, if it may: `None` is an anonymous caller. The request is made ready for the target: without credential,
-    /// with the fields that tell of the caller. `asked` is the target as it came.
+    /// Who asks, if it may: `None` is an anonymous caller. The request is given the fields that tell of the caller, and
+    /// keeps its credential, by which limits may count, until [`strip`](Self::strip). `asked` is the target as it came.
     pub(crate) async fn admit(
         &self,
         from: Caller<'_>,
@@ -163,7 +163,7 @@ impl Guard {
         }
     }
 
-    /// What goes on: no credential unless it is asked for, and of the fields that tell of the caller only ours.
+    /// What goes on: of the fields that tell of the caller only ours.
     fn prepare(&self, who: Option<&Identity>, from: Caller<'_>, head: &mut Parts, asked: &Uri) {
         let values = match (who, self.headers.is_empty()) {
             (Some(_), false) => {
@@ -181,11 +181,21 @@ impl Guard {
                 head.headers.insert(name, v);
             }
         }
+    }
+
+    /// Takes the credentials out of a request that goes on, unless they are to go with it.
+    pub(crate) fn strip(&self, head: &mut Parts) {
         if !self.policy.forward {
-            for p in &self.providers {
-                p.strip(head);
-            }
+            self.providers.iter().for_each(|p| p.strip(head));
         }
+    }
+
+    /// A target without the credentials in it.
+    pub(crate) fn without_credentials(&self, asked: &Uri) -> Uri {
+        let (mut head, ()) = http::Request::new(()).into_parts();
+        head.uri = asked.clone();
+        self.providers.iter().for_each(|p| p.strip(&mut head));
+        head.uri
     }
 
     /// Removes what a caller says under our names. Servers that hand fields to programs as variables (CGI, WSGI) make

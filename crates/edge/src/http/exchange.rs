@@ -1,7 +1,12 @@
 //! THE one straight function: a request's whole way, from its head to the answer that its body streams from.
 //!
-//! route -> admit (auth, rate, idempotency, bulkhead) -> attempt -> send -> respond. What must last until the answer's last
-//! byte (the place in the bulkhead, the span) moves into the answer's body.
+//! route -> admit -> attempt -> send -> respond. What must last until the answer's last byte (the place in the bulkhead,
+//! the span) moves into the answer's body.
+//!
+//! Admission asks in this order, and the first refusal is the answer: upgrade and client certificate; who calls and
+//! whether it may; which version; the size that is said, and shedding; quotas and rates, which still see credentials,
+//! and then those are taken out; the idempotency key, whose answer may be here already; the place in the bulkhead;
+//! faults on purpose.
 
 use std::sync::Arc;
 
@@ -29,7 +34,7 @@ use super::tunnel::Tunnel;
 use super::upgrade::Upgrade;
 use super::{grpc_web, headers, respond, upgrade};
 use crate::api::problem::{Problem, code};
-use crate::auth::Caller;
+use crate::auth::{Caller, Guard};
 use crate::gateway::{Core, Route, Running};
 use crate::listener::Peer;
 use crate::route::{Asked, Found, normal};
@@ -139,6 +144,7 @@ async fn admitted(
     };
 
     // Which version: the rest is for its own route.
+    let guard = &route.guard;
     let mut route = route;
     if let Some(versions) = &route.versions {
         let asked = record.asked().clone();
@@ -159,6 +165,9 @@ async fn admitted(
         };
         limited.rates(counted, &core.quotas, &route.policy, &asking, record)?;
     }
+    if let Some(guard) = guard {
+        guard.strip(&mut head);
+    }
     if let Some(spec) = &route.policy.policy().idempotency
         && upgrade.is_none()
         && let Some(key) = idempotency::key(spec, &ctx).map_err(|r| respond::refused(&r))?
@@ -167,7 +176,13 @@ async fn admitted(
         // Boxed, here and below: what is seldom taken would be a part of every exchange's future, which is moved.
         let limit = collects(route, limits::COLLECTED_BODY_BYTES);
         let bytes = Box::pin(collect(body, &head.headers, limit, ctx.deadline)).await?;
-        return Box::pin(super::idempotency::once(core, route, peer, spec.keep, scope, ctx, head, bytes)).await;
+        let asked = asked_for(guard, record);
+        let once = Box::pin(super::idempotency::once(core, route, peer, spec.keep, scope, ctx, asked, head, bytes));
+        let (answer, slot) = once.await?;
+        if let Some(slot) = slot {
+            record.holds(slot);
+        }
+        return Ok(answer);
     }
     match route.policy.acquire(ctx.deadline).await {
         Ok(slot) => record.holds(slot),
@@ -196,6 +211,11 @@ async fn admitted(
             Box::pin(send(core, route, peer, &ctx, head, bytes)).await
         }
     }
+}
+
+/// What the client asked for, as it may be told of and kept.
+fn asked_for(guard: &Option<Guard>, record: &Exchange) -> Uri {
+    guard.as_ref().map_or_else(|| record.asked().clone(), |g| g.without_credentials(record.asked()))
 }
 
 /// How much of a body is collected: never more than the route takes.

@@ -12,12 +12,13 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use hashbrown::HashMap;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use weft_core::{Class, Clock as _, Context, SystemClock, Timestamp, limits};
+use weft_policy::bulkhead::Slot;
 use weft_policy::idempotency::{Decision, Fingerprint, Known, State, decide, keeps};
 use weft_policy::{Refused, outcome};
 use weft_store::{Batch, Store};
@@ -74,7 +75,8 @@ struct Head {
     too_large: bool,
 }
 
-/// Runs a request once for its key.
+/// Runs a request once for its key. `asked` is the target as it was asked for, without credentials: where a request is sent
+/// may differ from one to the next. The place that the work took is the answer's, to its last byte.
 #[allow(clippy::too_many_arguments, reason = "it is called from one place, with what that place knows")]
 pub(super) async fn once(
     core: &Arc<Core>,
@@ -83,15 +85,16 @@ pub(super) async fn once(
     keep: Duration,
     scope: String,
     ctx: Context,
+    asked: Uri,
     head: Parts,
     body: Bytes,
-) -> Result<Response<Body>, Problem> {
-    let fingerprint = fingerprint(&head, &body);
+) -> Result<(Response<Body>, Option<Slot>), Problem> {
+    let fingerprint = fingerprint(&head.method, &asked, ctx.version.as_deref(), &body);
     // Reserved before the store is read, so that no other request can finish in between.
     let reserved = core.keys.reserve(scope, fingerprint).map_err(|r| respond::refused(&r))?;
     let known = core.keys.load(&reserved.scope).await?;
     match decide(known, &fingerprint, SystemClock.now()).map_err(|r| respond::refused(&r))? {
-        Decision::Answer(stored) => return stored.replay(),
+        Decision::Answer(stored) => return Ok((stored.replay()?, None)),
         Decision::Run => {}
     }
     let slot = route.policy.acquire(ctx.deadline).await.map_err(|r| respond::refused(&r))?;
@@ -100,18 +103,22 @@ pub(super) async fn once(
     }
     let (core, route, peer) = (core.clone(), route.clone(), peer.clone());
     let work = tokio::spawn(async move {
-        let _slot = slot;
         let answer = send(&core, &route, &peer, &ctx, head, body).await?;
-        core.keys.keep(&reserved, fingerprint, keep, answer).await
+        let kept = core.keys.keep(&reserved, fingerprint, keep, answer).await?;
+        Ok((kept, Some(slot)))
     });
     work.await.unwrap_or_else(|e| Err(Problem::new(code::INTERNAL, format!("the request's work ended early: {e}"))))
 }
 
-fn fingerprint(head: &Parts, body: &[u8]) -> Fingerprint {
+fn fingerprint(method: &Method, asked: &Uri, version: Option<&str>, body: &[u8]) -> Fingerprint {
     let mut h = Sha256::new();
-    h.update(head.method.as_str());
+    h.update(method.as_str());
     h.update(b" ");
-    h.update(head.uri.path_and_query().map_or("/", |p| p.as_str()));
+    h.update(asked.path_and_query().map_or("/", |p| p.as_str()));
+    if let Some(version) = version {
+        h.update(b" ");
+        h.update(version);
+    }
     h.update(b"\n");
     h.update(Sha256::digest(body));
     Fingerprint(h.finalize().into())

@@ -148,3 +148,66 @@ async fn anonymous_callers_may_not_use_keys_unless_the_route_is_public() {
     let (status, _, body) = text(keyed(&w, "k", "{}").await).await;
     assert_eq!((status, json(body.as_bytes())["code"].as_str()), (400, Some("idempotency-key-anonymous")));
 }
+
+#[tokio::test]
+async fn a_key_belongs_to_what_was_asked_for_and_not_to_where_it_was_sent() {
+    use weft_edge::spec::{Share, Target, VersionFrom, VersionSpec, VersionsSpec};
+    let (seen, address) = counter().await;
+    let w = one(address, |r| {
+        required(r);
+        let share = |path: &str| Share { service: name("s"), path: Some(path.into()), weight: 1 };
+        r.to = Target::Split(vec![share("/a"), share("/b")]);
+    })
+    .await;
+    for n in 0..16 {
+        assert_eq!(text(keyed(&w, "k", "{}").await).await, (201, n > 0, "call 1".into()), "whichever share is drawn");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 1);
+
+    let (_, address) = counter().await;
+    let w = one(address, |r| {
+        required(r);
+        let known = |n: &str| VersionSpec {
+            version: weft_policy::version::Version { name: n.into(), deprecated: None, sunset: None },
+            ..VersionSpec::default()
+        };
+        let from = vec![VersionFrom::Header("x-version".into())];
+        r.versions = Some(VersionsSpec { from, default: None, known: vec![known("1"), known("2")] });
+    })
+    .await;
+    for (version, status) in [("1", 201), ("1", 201), ("2", 422)] {
+        let r = Request::post("/orders").header("host", "h").header("idempotency-key", "k");
+        let r = r.header("x-version", version).body(Full::new(Bytes::from_static(b"{}"))).unwrap();
+        assert_eq!(w.send(r).await.status(), status, "version {version}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_too_long_to_keep_has_its_place_to_its_last_byte() {
+    let (chunk, rx) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
+    let rx = Arc::new(std::sync::Mutex::new(Some(rx)));
+    let address = service(move |_| {
+        let mut rx = rx.lock().unwrap().take().expect("it is called once");
+        let frames = futures_util::stream::poll_fn(move |cx| {
+            rx.poll_recv(cx).map(|o| o.map(|b| Ok::<_, BoxError>(http_body::Frame::data(b))))
+        });
+        let mut r = http::Response::new(http_body_util::StreamBody::new(frames).boxed_unsync());
+        *r.status_mut() = StatusCode::CREATED;
+        async { r }
+    })
+    .await;
+    let w = one(address, |r| {
+        required(r);
+        r.policy.bulkhead = Some(weft_policy::spec::Bulkhead { limit: 1, ..Default::default() });
+    })
+    .await;
+    chunk.send(Bytes::from(vec![b'x'; (1 << 20) + 1])).unwrap();
+    let first = keyed(&w, "k", "{}").await;
+    assert_eq!(first.status(), 201);
+    assert_eq!(w.gateway.policy("all").unwrap().stats().under_way, 1, "it still streams");
+    let (status, _, body) = text(keyed(&w, "other", "{}").await).await;
+    assert_eq!((status, json(body.as_bytes())["code"].as_str()), (503, Some("bulkhead-full")));
+    drop(chunk);
+    assert_eq!(first.into_body().collect().await.unwrap().to_bytes().len(), (1 << 20) + 1);
+    w.until(|| async { w.gateway.policy("all").unwrap().stats().under_way == 0 }).await;
+}

@@ -72,3 +72,33 @@ async fn keys_survive_a_restart_as_hashes() {
     let again = weft_edge::auth::ApiKeys::open(w.store.clone()).await.unwrap();
     assert_eq!(again.list(None, 10), vec![record]);
 }
+
+#[tokio::test]
+async fn a_limit_by_key_counts_by_it_though_the_key_does_not_go_on() {
+    use weft_policy::spec::{Algorithm, Rate, RatePer};
+    const HOUR: Duration = Duration::from_secs(3600);
+    for (place, per) in [
+        (Place::Header("x-api-key".into()), RatePer::Header("x-api-key".into())),
+        (Place::Header("x-api-key".into()), RatePer::Expression("request.headers['x-api-key']".into())),
+        (Place::Query("key".into()), RatePer::Expression("request.query.key".into())),
+    ] {
+        let in_query = matches!(place, Place::Query(_));
+        let mut r = route("all", "/**", "s");
+        r.policy.auth = Some(Auth { providers: vec!["partners".into()], ..Auth::default() });
+        r.policy.rate =
+            vec![Rate { limit: 1, period: HOUR, algorithm: Algorithm::Sliding, per: per.clone(), ..Rate::default() }];
+        let spec = weft_edge::spec::GatewaySpec { auth: vec![by(place)], ..gateway(vec![r]) };
+        let w = World::start(spec, &[spec_of("s", Protocol::Http, &[echo().await])]).await;
+        for owner in ["acme", "other"] {
+            let (_, key) = w.api_keys.create(owner, vec![], None).await.unwrap();
+            let (path, fields) = match in_query {
+                true => (format!("/a?key={}", key.expose()), vec![]),
+                false => ("/a".to_owned(), vec![("x-api-key", key.expose())]),
+            };
+            let got = ask(&w, &path, &fields).await;
+            assert_eq!(got.status, 200, "{owner} by {per:?}: {}", got.text);
+            assert!(!got.text.contains(key.expose()), "{}", got.text);
+            assert_eq!(ask(&w, &path, &fields).await.status, 429, "{owner} by {per:?}");
+        }
+    }
+}
