@@ -124,7 +124,7 @@ fn mistakes_in_the_block_are_named_with_their_place() {
     says(
         "auth: { a: { api_key: } }\nservices: { s: { policy: { auth: a } } }",
         &[
-            "2:34 'auth' has no meaning on a service | what has one: deadline, attempt_timeout, retry, breaker, bulkhead, rate",
+            "2:34 'auth' has no meaning on a service | what has one: deadline, attempt_timeout, retry, hedge, breaker, bulkhead, rate",
         ],
     );
     let keyed = |auth: &str| {
