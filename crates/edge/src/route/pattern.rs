@@ -68,7 +68,8 @@ impl Pattern {
         }
         if normal(s.trim_end_matches("/**")).is_none_or(|n| n != s.trim_end_matches("/**")) && s != "/**" {
             return Err(
-                "is not in normal form: no '.' or '..' segments, and only reserved characters percent-encoded".into()
+                "is not in normal form: no '.', '..' or empty segments, and only reserved characters percent-encoded"
+                    .into(),
             );
         }
         Ok(Pattern::Segments { segments, rest })
@@ -217,11 +218,14 @@ fn is_name(n: &str) -> bool {
 }
 
 /// A path in normal form (RFC 3986 6.2.2): escapes of unreserved characters decoded, the others in upper case. `None` for
-/// a path that has dot segments or broken escapes: Weft and the service behind it could read such a path differently,
-/// and a route's policy could be walked around.
+/// a path that has dot segments, empty segments before the last, or broken escapes: Weft and the service behind it could
+/// read such a path differently, and a route's policy could be walked around.
+///
+/// A dot segment is one also where only some servers see it: ended by `;`, `\` or an encoded slash (`..;`, `..%2F`).
 pub fn normal(path: &str) -> Option<Cow<'_, str>> {
     let b = path.as_bytes();
-    let suspicious = b.iter().zip(b.iter().skip(1)).any(|(a, b)| *a == b'/' && *b == b'.') || b.contains(&b'%');
+    let of_two = |a: u8, b: u8| a == b'/' && (b == b'.' || b == b'/');
+    let suspicious = b.iter().zip(b.iter().skip(1)).any(|(a, b)| of_two(*a, *b) || *b == b'%' || *b == b'\\');
     if !suspicious {
         return Some(Cow::Borrowed(path));
     }
@@ -239,10 +243,27 @@ pub fn normal(path: &str) -> Option<Cow<'_, str>> {
         left = &after[2..];
     }
     out.push_str(left);
-    if out.split('/').any(|s| s == "." || s == "..") {
+    if out.contains("//") || out.split('/').any(has_dots) {
         return None;
     }
     Some(if out == path { Cow::Borrowed(path) } else { Cow::Owned(out) })
+}
+
+/// Whether some server would read a dot segment here.
+fn has_dots(segment: &str) -> bool {
+    let mut left = segment;
+    loop {
+        let end = left.find([';', '\\']).unwrap_or(left.len());
+        let encoded = ["%2F", "%5C"].iter().filter_map(|e| left.find(e)).min().filter(|at| *at < end);
+        let (piece, skip) = encoded.map_or((&left[..end], 1), |at| (&left[..at], 3));
+        if piece == "." || piece == ".." {
+            return true;
+        }
+        match left.get(piece.len() + skip..) {
+            Some(rest) => left = rest,
+            None => return false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -308,9 +329,33 @@ mod tests {
     fn paths_are_read_in_normal_form_and_dot_segments_are_refused() {
         assert!(matches!(normal("/a/b.c/d"), Some(Cow::Borrowed(_))));
         assert_eq!(normal("/%61dmin/%2f%C3%bc").unwrap(), "/admin/%2F%C3%BC");
-        for bad in ["/a/../b", "/a/%2e%2e/b", "/./a", "/a/..", "/%", "/%4", "/%zz", "/a%+1"] {
+        for bad in [
+            "/a/../b",
+            "/a/%2e%2e/b",
+            "/./a",
+            "/a/..",
+            "/%",
+            "/%4",
+            "/%zz",
+            "/a%+1",
+            "//admin/x",
+            "/a//b",
+            "/a//",
+            "/p/..%2Fadmin/x",
+            "/p/x%2f..%2Fadmin",
+            "/p/..;/admin/x",
+            "/p/.;a/x",
+            r"/p/..\admin/x",
+            "/p/%2e%2e%5cadmin",
+            r"/p\..\x",
+            "/p/a%5C..",
+            "/%2e%2e;/x",
+        ] {
             assert_eq!(normal(bad), None, "{bad}");
         }
         assert!(normal("/.well-known/x").is_some() && normal("/a/...").is_some());
+        for good in ["/a/", "/", "/a;v=1/b", "/a/b%2Fc", r"/a\b", "/a/..b;c", "/a/b..%2Fc"] {
+            assert_eq!(normal(good).as_deref(), Some(good));
+        }
     }
 }

@@ -253,7 +253,7 @@ topics: { t: }"##,
             "5:24 path '/v1/x{a}' 'x{a}' mixes text with a parameter | '{name}' and '**' are whole segments, '**' the last",
             "6:24 path '/**/v1' '**' mixes text with a parameter | '{name}' and '**' are whole segments, '**' the last",
             "7:24 path '~[' is not a regular expression | unclosed character class",
-            "8:24 path '/v1/../a' is not in normal form | no '.' or '..' segments, and only reserved characters percent-encoded",
+            "8:24 path '/v1/../a' is not in normal form | no '.', '..' or empty segments, and only reserved characters percent-encoded",
             "9:24 path '/{}' '{}' is not a parameter | name it with letters, digits and '_'",
         ],
     );
