@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -13,7 +13,10 @@ use http_body_util::combinators::UnsyncBoxBody;
 /// Whatever a body fails with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A request's body. Streams are passed on frame by frame, trailers included, and never collected.
+/// A request's body. Streams are passed on frame by frame and never collected.
+///
+/// Trailers of a client are discarded (RFC 9110 6.5.1): a service that merges them with the head's fields would read
+/// there what was taken out of the head, or checked in it. gRPC's requests have none.
 #[derive(Debug, Default)]
 pub enum Body {
     /// None.
@@ -21,7 +24,7 @@ pub enum Body {
     Empty,
     /// Bytes; each attempt sends them again.
     Bytes(Bytes),
-    /// The body of a request that came over HTTP, as it arrives; sent once.
+    /// The body of a request that came over HTTP, as it arrives, without trailers; sent once.
     Incoming(hyper::body::Incoming),
     /// Any other stream; sent once.
     Stream(UnsyncBoxBody<Bytes, BoxError>),
@@ -116,7 +119,10 @@ impl HttpBody for Body {
                 *self = Body::Empty;
                 Poll::Ready(Some(Ok(Frame::data(b))))
             }
-            Body::Incoming(b) => Pin::new(b).poll_frame(cx).map_err(Into::into),
+            Body::Incoming(b) => match ready!(Pin::new(b).poll_frame(cx)) {
+                Some(Ok(frame)) if frame.is_trailers() => Poll::Ready(None),
+                other => Poll::Ready(other.map(|f| f.map_err(Into::into))),
+            },
             Body::Stream(b) => Pin::new(b).poll_frame(cx),
             Body::Watched(both) => {
                 let (body, upload) = &mut **both;
