@@ -24,6 +24,9 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 /// Marks an answer that was stored and is given again.
 pub const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 
+/// Tells a service that what it gets is a copy.
+pub const MIRRORED: HeaderName = HeaderName::from_static("weft-mirrored");
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -65,14 +68,43 @@ pub fn strip_hop_by_hop(h: &mut HeaderMap) {
     }
 }
 
+/// Fields that proxies write. Servers that hand fields to programs as variables (CGI, WSGI) make `x_real_ip` and
+/// `x-real-ip` one.
+fn of_proxies(name: &HeaderName) -> bool {
+    let name = name.as_str().as_bytes();
+    let dashed = |b: &u8| if *b == b'_' { b'-' } else { *b };
+    let is = |ours: &str| name.len() == ours.len() && name.iter().map(dashed).eq(ours.bytes());
+    match name.first() {
+        Some(b'x') => {
+            const FAMILY: &str = "x-forwarded-";
+            let family = name.len() > FAMILY.len() && name.iter().map(dashed).take(FAMILY.len()).eq(FAMILY.bytes());
+            family || is("x-real-ip")
+        }
+        Some(b'w') => is(MIRRORED.as_str()),
+        Some(b'f') => name == FORWARDED.as_str().as_bytes(),
+        Some(b't') => name == TRACESTATE.as_str().as_bytes(),
+        Some(b'b') => name == BAGGAGE.as_str().as_bytes(),
+        _ => false,
+    }
+}
+
+/// Removes what only a proxy that is believed may say.
+fn remove_said_by_proxies(h: &mut HeaderMap) {
+    if !h.keys().any(of_proxies) {
+        return;
+    }
+    let said: Vec<HeaderName> = h.keys().filter(|n| of_proxies(n)).cloned().collect();
+    for name in said {
+        h.remove(name);
+    }
+}
+
 /// Makes a client's fields into those sent on. What an untrusted client says of forwarding is replaced, what a trusted
 /// one says is added to.
 pub fn to_upstream(h: &mut HeaderMap, peer: &Peer, version: Version, host: Option<&HeaderValue>, forwarded: bool) {
     strip_hop_by_hop(h);
     if !peer.trusted {
-        for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, FORWARDED, TRACESTATE, BAGGAGE] {
-            h.remove(name);
-        }
+        remove_said_by_proxies(h);
     }
     // A chain that lacks a hop would name the wrong client.
     if forwarded || (peer.trusted && h.contains_key(FORWARDED)) {
@@ -198,6 +230,35 @@ mod tests {
             (&h[X_FORWARDED_HOST], &h[header::VIA]),
             (&HeaderValue::from_static("outer"), &HeaderValue::from_static("2 weft"))
         );
+    }
+
+    #[test]
+    fn no_field_of_proxies_comes_from_an_untrusted_client_however_it_is_spelled() {
+        let said = [
+            ("x-forwarded-prefix", "/admin"),
+            ("x-forwarded-port", "443"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x-forwarded_server", "a"),
+            ("x-forwarded-ssl", "on"),
+            ("x-real-ip", "10.0.0.1"),
+            ("x_real_ip", "10.0.0.1"),
+            ("weft-mirrored", "true"),
+            ("weft_mirrored", "true"),
+            ("forwarded", "for=10.0.0.1"),
+            ("tracestate", "a=b"),
+            ("baggage", "a=b"),
+            ("x-forwarder", "kept"),
+            ("x-real", "kept"),
+        ];
+        let left = |from: &str| {
+            let mut h = map(&said);
+            to_upstream(&mut h, &Peer::new(from.parse().unwrap(), false), Version::HTTP_11, None, false);
+            let mut left: Vec<_> = h.keys().map(|k| k.as_str().to_owned()).collect();
+            left.sort_unstable();
+            left
+        };
+        assert_eq!(left("9.9.9.9:1"), ["via", "x-forwarded-for", "x-forwarded-proto", "x-forwarder", "x-real"]);
+        assert_eq!(left("127.0.0.1:1").len(), said.len() + 3, "what a believed proxy says goes on");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, header};
+use http::{HeaderValue, Request, Response, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
@@ -22,10 +22,8 @@ use weft_telemetry::{Telemetry, names};
 use super::fault::picks;
 use crate::gateway::Core;
 use crate::http::body::Body;
+use crate::http::headers::MIRRORED;
 use crate::spec;
-
-/// Tells a service that what it gets is a copy.
-const MIRRORED: HeaderName = HeaderName::from_static("weft-mirrored");
 
 /// The mirror of one route.
 #[derive(Debug)]
