@@ -35,7 +35,7 @@ use crate::http::version::Versions;
 use crate::listener::{self, Door, Drain, Drained, Handler, Peer, Settings};
 use crate::route::{RouteError, Table};
 use crate::spec::{GatewaySpec, Idle, ListenSpec, Protocols, RouteSpec, Target};
-use crate::versions::Usage;
+use crate::versions::{Usage, Used};
 
 /// What the gateway works with.
 #[derive(Clone)]
@@ -115,7 +115,9 @@ impl Gateway {
         let runtime = tokio::runtime::Handle::current();
         let usage = Usage::new(&deps.telemetry);
         let means = Means { telemetry: deps.telemetry.clone(), api_keys: deps.api_keys.clone(), runtime };
-        let running = Arc::new(ArcSwap::from_pointee(Running::compile(spec, &means, &usage, None)?));
+        let running = Running::compile(spec, &means, &usage, None)?;
+        usage.put(running.versions());
+        let running = Arc::new(ArcSwap::from_pointee(running));
         let (mut addresses, mut doors) = (Vec::new(), Vec::new());
         let mut shares: Vec<Vec<Share>> = (0..threads).map(|_| Vec::new()).collect();
         for l in &spec.listen {
@@ -190,6 +192,7 @@ impl Gateway {
         for (door, settings) in self.doors.iter().zip(prepared.doors) {
             door.put(settings);
         }
+        self.usage.put(prepared.running.versions());
         self.running.store(Arc::new(prepared.running));
     }
 
@@ -341,9 +344,6 @@ impl Running {
         });
         let routes: Vec<_> = routes.collect::<Result<_, Error>>()?;
         let cors = routes.iter().any(|r: &Arc<Route>| r.traffic.as_ref().is_some_and(|t| t.cors().is_some()));
-        let running = spec.routes.iter().filter_map(|r| Some((r.name.to_string(), r.versions.as_ref()?)));
-        let running = running.flat_map(|(r, v)| v.known.iter().map(move |v| (r.clone(), v.version.name.clone())));
-        usage.keep(&running.collect::<Vec<_>>());
         let none = RouteSpec {
             name: weft_core::Name::new("none").expect("'none' is a name"),
             matches: Default::default(),
@@ -357,6 +357,12 @@ impl Running {
         };
         let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry)?);
         Ok(Self { table, routes, unmatched, providers, proxies, access, cors })
+    }
+
+    /// The use of every version of every route.
+    fn versions(&self) -> impl Iterator<Item = (&str, &str, &Arc<Used>)> {
+        let versioned = self.routes.iter().filter_map(|r| Some((&*r.name, r.versions.as_ref()?)));
+        versioned.flat_map(|(r, v)| v.used().map(move |(name, used)| (r, name, used)))
     }
 }
 

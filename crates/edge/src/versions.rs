@@ -41,17 +41,18 @@ impl Usage {
         Self(Arc::new(Inner { telemetry: telemetry.clone(), routes: Mutex::default() }))
     }
 
-    /// The counts of a version. A reload goes on with them, unless its dates changed.
+    /// The counts of a version, shown once they are [`put`](Self::put). A reload goes on with them, unless its dates
+    /// changed.
     pub(crate) fn of(&self, route: &str, version: &Version) -> Arc<Used> {
         let key = (route.to_owned(), version.name.clone());
-        let mut routes = self.0.routes.lock();
+        let routes = self.0.routes.lock();
         if let Some(used) = routes.get(&key)
             && (used.deprecated, used.sunset) == (version.deprecated, version.sunset)
         {
             return used.clone();
         }
         let labels = [("route", route), ("version", version.name.as_str())];
-        let used = Arc::new(Used {
+        Arc::new(Used {
             deprecated: version.deprecated,
             sunset: version.sunset,
             requests: self.0.telemetry.metrics().counter(&names::VERSION_REQUESTS, &labels),
@@ -59,14 +60,14 @@ impl Usage {
             gone: AtomicU64::new(0),
             consumers: Mutex::default(),
             others: AtomicU64::new(0),
-        });
-        routes.insert(key, used.clone());
-        used
+        })
     }
 
-    /// Forgets versions that the running configuration no longer has.
-    pub(crate) fn keep(&self, running: &[(String, String)]) {
-        self.0.routes.lock().retain(|k, _| running.contains(k));
+    /// Shows the versions of the running configuration, by route and version; forgets all others.
+    pub(crate) fn put<'r>(&self, running: impl Iterator<Item = (&'r str, &'r str, &'r Arc<Used>)>) {
+        let of =
+            |(route, version, used): (&str, &str, &Arc<Used>)| ((route.to_owned(), version.to_owned()), used.clone());
+        *self.0.routes.lock() = running.map(of).collect();
     }
 
     /// As JSON, routes and versions in order, the busiest consumers first.
@@ -120,6 +121,8 @@ mod tests {
         let usage = Usage::new(&Telemetry::new());
         let one = Version { name: "1".into(), ..Version::default() };
         let used = usage.of("shop", &one);
+        assert_eq!(usage.to_json()["items"], json!([]), "what is not in force is not shown");
+        usage.put([("shop", "1", &used)].into_iter());
         used.count(&Principal::Anonymous);
         for i in 0..limits::VERSION_CONSUMERS + 4 {
             used.count(&Principal::Named(format!("c{i}").into()));
@@ -131,7 +134,7 @@ mod tests {
         assert_eq!((&item["consumers"][0]["consumer"], &item["consumers"][0]["requests"]), (&json!("c0"), &json!(2)));
         assert_eq!((&item["other_consumers"], &item["requests"]), (&json!(5), &json!(limits::VERSION_CONSUMERS + 6)));
         assert!(Arc::ptr_eq(&used, &usage.of("shop", &one)), "a reload counts on");
-        usage.keep(&[]);
+        usage.put(std::iter::empty());
         assert_eq!(usage.to_json()["items"], json!([]));
     }
 }

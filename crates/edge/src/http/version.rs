@@ -121,6 +121,11 @@ impl Versions {
         Ok(Self { from, default, known, served, vary })
     }
 
+    /// The versions, each with its use.
+    pub(crate) fn used(&self) -> impl Iterator<Item = (&str, &Arc<Used>)> {
+        self.served.iter().map(|s| (&*s.name, &s.used))
+    }
+
     /// The version a request means. What answers are to say goes on this one; where it sends, into the head. `asked` is
     /// what the client asked for.
     pub(crate) fn choose(

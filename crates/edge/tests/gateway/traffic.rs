@@ -201,6 +201,7 @@ async fn a_mirror_gets_copies_and_differences_are_counted_and_the_caller_never_w
     })
     .await;
     let mut r = route("all", "/**", "s");
+    r.protocols.upgrade = vec!["websocket".into()];
     r.traffic.mirror = Some(Mirror { service: name("m"), share: 1.0, bodies: true });
     let services = [spec_of("s", Protocol::Http, &[main]), spec_of("m", Protocol::Http, &[mirror])];
     let w = World::start(gateway(vec![r]), &services).await;
@@ -222,6 +223,9 @@ async fn a_mirror_gets_copies_and_differences_are_counted_and_the_caller_never_w
     let got = send(w.address(), post("/same", large.clone())).await.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(got, large);
     counted(&w, r#"weft_mirrored_total{route="all",result="skipped"} 1"#).await;
+    let upgrade = [("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-key", "x")];
+    assert_eq!(w.send(with("/same", &upgrade)).await.status(), 200, "the service did not agree");
+    counted(&w, r#"weft_mirrored_total{route="all",result="skipped"} 2"#).await;
     assert_eq!(copies.load(Ordering::SeqCst), 4);
 }
 

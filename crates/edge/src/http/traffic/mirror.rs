@@ -76,7 +76,9 @@ impl Mirror {
         body: weft_mesh::Body,
     ) -> (weft_mesh::Body, Option<Answered>) {
         let said = head.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<usize>().ok());
-        if said.is_some_and(|n| n > limits::MIRROR_BODY_BYTES) {
+        // A copy of an upgrade would be a connection that nobody uses.
+        let upgrades = head.headers.contains_key(header::UPGRADE);
+        if upgrades || said.is_some_and(|n| n > limits::MIRROR_BODY_BYTES) {
             self.count(|c| &c.skipped);
             return (body, None);
         }
