@@ -30,6 +30,7 @@ use crate::http::forwarded::Proxies;
 use crate::http::idempotency::Keys;
 use crate::http::limited::Limited;
 use crate::http::quota::Quotas;
+use crate::http::secrets::Secrets;
 use crate::http::traffic::{Split, Traffic};
 use crate::http::version::Versions;
 use crate::listener::{self, Door, Drain, Drained, Handler, Peer, Settings};
@@ -321,6 +322,7 @@ impl Running {
             (Some(log), Some(open)) if open.spec() == log => Some(open.clone()),
             (Some(log), _) => Some(Arc::new(Access::open(log, telemetry).map_err(Error::AccessLog)?)),
         };
+        let secrets = Arc::new(Secrets::new(providers.iter().filter_map(|p| p.parameter())));
         let forwarded = spec.forwarded;
         let routes = spec.routes.iter().enumerate().map(|(i, r)| {
             let kept = old.and_then(|o| o.routes.iter().find(|k| *k.name == *r.name.as_str()));
@@ -334,12 +336,16 @@ impl Running {
             };
             let finish = |route: &mut Route, spec: &RouteSpec| {
                 route.proxies = proxies.clone();
+                route.secrets = secrets.clone();
                 route.forwarded = forwarded;
                 route.traffic = Traffic::compile(spec, table.pattern(i), Some(telemetry)).unwrap_or_default();
             };
             let mut route = Route::with_versions(r, policy, telemetry, usage, &finish)?;
             let guard = r.policy.auth.as_ref().map(|a| Guard::compile(&r.name, a, &providers, means));
             route.guard = guard.transpose().map_err(Error::Auth)?;
+            if let (Some(versions), Some(guard)) = (&mut route.versions, &route.guard) {
+                versions.hide(guard.secrets().clone());
+            }
             Ok(Arc::new(route))
         });
         let routes: Vec<_> = routes.collect::<Result<_, Error>>()?;
@@ -355,8 +361,9 @@ impl Running {
             versions: None,
             traffic: Default::default(),
         };
-        let unmatched = Arc::new(Route::new(&none, Instance::new(&none.policy), telemetry)?);
-        Ok(Self { table, routes, unmatched, providers, proxies, access, cors })
+        let mut unmatched = Route::new(&none, Instance::new(&none.policy), telemetry)?;
+        (unmatched.proxies, unmatched.secrets) = (proxies.clone(), secrets);
+        Ok(Self { table, routes, unmatched: Arc::new(unmatched), providers, proxies, access, cors })
     }
 
     /// The use of every version of every route.
@@ -385,6 +392,8 @@ pub(crate) struct Route {
     pub(crate) traffic: Option<Box<Traffic>>,
     pub(crate) split: Option<Split>,
     pub(crate) proxies: Arc<Proxies>,
+    /// What no log writes.
+    pub(crate) secrets: Arc<Secrets>,
     /// Whether services get `Forwarded`.
     pub(crate) forwarded: bool,
     pub(crate) in_flight: Gauge,
@@ -429,6 +438,7 @@ impl Route {
                 _ => None,
             },
             proxies: Arc::default(),
+            secrets: Arc::default(),
             forwarded: false,
             in_flight: m.gauge(&names::HTTP_REQUESTS_IN_FLIGHT, &[]),
             meter: OnceLock::new(),

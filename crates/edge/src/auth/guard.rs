@@ -17,6 +17,7 @@ use super::expression::{Caller, Field, NAMES, Seen};
 use super::provider::{Answer, Provider};
 use super::{Means, spec::ProviderKind};
 use crate::api::problem::{Problem, code};
+use crate::http::secrets::Secrets;
 
 /// The guard of one route.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct Guard {
     providers: Vec<Arc<Provider>>,
     require: Option<Expr>,
     headers: Vec<(HeaderName, Field)>,
+    /// What of a query does not go on.
+    secrets: Secrets,
     /// Of decisions that no provider made.
     counts: Counts,
 }
@@ -48,14 +51,22 @@ impl Guard {
             let name = HeaderName::try_from(name).map_err(|_| format!("'{name}' is not a header name"))?;
             headers.push((name, Field::compile(value).map_err(one)?));
         }
+        let providers: Vec<_> = policy.providers.iter().map(find).collect::<Result<_, _>>()?;
+        let stripped = providers.iter().filter(|_| !policy.forward);
         Ok(Self {
             route: route.into(),
             policy: policy.clone(),
-            providers: policy.providers.iter().map(find).collect::<Result<_, _>>()?,
+            secrets: Secrets::new(stripped.filter_map(|p| p.parameter())),
+            providers,
             require: policy.require.as_ref().map(|r| Expr::compile(r, NAMES)).transpose().map_err(one)?,
             headers,
             counts: Counts::new(&means.telemetry, "none"),
         })
+    }
+
+    /// The query parameters that are taken out of what goes on.
+    pub(crate) fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     /// Who asks, if it may: `None` is an anonymous caller. The request is given the fields that tell of the caller, and

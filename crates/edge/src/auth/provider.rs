@@ -90,6 +90,14 @@ impl Provider {
         self.spec == *spec
     }
 
+    /// The query parameter that its credential is in.
+    pub(crate) fn parameter(&self) -> Option<&str> {
+        match &self.checks {
+            Checks::ApiKey { place: At::Query(name), .. } => Some(name),
+            _ => None,
+        }
+    }
+
     /// Who the request is from, as far as this provider can tell.
     pub(super) async fn check(&self, head: &Parts) -> Answer {
         let now = SystemClock.now();

@@ -17,6 +17,7 @@ pub(crate) mod quota;
 mod record;
 pub mod respond;
 mod saga;
+pub(crate) mod secrets;
 pub(crate) mod traffic;
 mod tunnel;
 mod upgrade;

@@ -10,6 +10,7 @@ use weft_core::{Clock as _, Principal, SystemClock};
 use weft_policy::version::{self, Refusal, Version};
 
 use super::record::Exchange;
+use super::secrets::Secrets;
 use crate::api::problem::{Problem, code};
 use crate::gateway::Route;
 use crate::route::{Pattern, Segment, Template, normal};
@@ -28,6 +29,8 @@ pub(crate) struct Versions {
     served: Vec<Served>,
     /// The fields that decide, for caches.
     vary: Option<HeaderValue>,
+    /// What of the query is a credential, and does not go on.
+    secrets: Secrets,
 }
 
 #[derive(Debug)]
@@ -118,7 +121,12 @@ impl Versions {
         }
         let vary = if vary.is_empty() { None } else { HeaderValue::try_from(vary.join(", ")).ok() };
         let known = spec.known.iter().map(|v| v.version.clone()).collect();
-        Ok(Self { from, default, known, served, vary })
+        Ok(Self { from, default, known, served, vary, secrets: Secrets::default() })
+    }
+
+    /// Keeps credentials out of what is sent and of links.
+    pub(crate) fn hide(&mut self, secrets: Secrets) {
+        self.secrets = secrets;
     }
 
     /// The versions, each with its use.
@@ -148,7 +156,8 @@ impl Versions {
                 record.version(served.name.clone());
                 if let Some((template, pattern)) = &served.rewrite {
                     let path = normal(asked.path()).unwrap_or(asked.path().into());
-                    head.uri = super::exchange::sent_to(&head.uri, &template.fill(pattern, &path), asked.query())?;
+                    let query = asked.query().and_then(|q| self.secrets.without(q));
+                    head.uri = super::exchange::sent_to(&head.uri, &template.fill(pattern, &path), query.as_deref())?;
                 }
                 Ok((&served.route, served.name.clone()))
             }
@@ -208,7 +217,7 @@ impl Versions {
 
     /// What was asked for in another version, where the path or the query says the version.
     fn path_of(&self, version: &str, asked: &Uri) -> Option<String> {
-        let query = asked.query().map(|q| format!("?{q}")).unwrap_or_default();
+        let query = asked.query().and_then(|q| self.secrets.without(q)).map(|q| format!("?{q}")).unwrap_or_default();
         self.from.iter().find_map(|f| match f {
             From::Path(place) => {
                 let mut segments: Vec<_> = asked.path().split('/').map(str::to_owned).collect();
@@ -249,9 +258,10 @@ impl From {
     }
 
     fn read_query(&self, asked: &Uri, name: &str) -> Option<String> {
-        let pairs = asked.query()?.split('&').map(|p| p.split_once('=').unwrap_or((p, "")));
-        let value = pairs.filter(|(k, _)| *k == name).map(|(_, v)| v).next()?;
-        Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
+        let mut pairs = asked.query()?.split('&').map(|p| p.split_once('=').unwrap_or((p, "")));
+        let decoded = |text| percent_decode_str(text).decode_utf8_lossy();
+        let (_, value) = pairs.find(|(k, _)| decoded(k) == name)?;
+        Some(decoded(value).into_owned())
     }
 
     fn spoken(&self) -> String {
@@ -342,5 +352,15 @@ mod tests {
         for bad in ["/a>b", "/a b", "/a\"b", "/a\nb"] {
             assert!(linked(bad, "sunset").is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_query_names_the_version_however_it_is_spelled() {
+        let v = From::Query("v".into());
+        let of = |uri: &str| v.read_query(&uri.parse().unwrap(), "v");
+        assert_eq!(of("/?a=1&v=2&v=3").as_deref(), Some("2"));
+        assert_eq!(of("/?%76=2").as_deref(), Some("2"));
+        assert_eq!(of("/?%76=%32").as_deref(), Some("2"));
+        assert_eq!(of("/?w=2"), None);
     }
 }

@@ -1,5 +1,6 @@
 //! Changes to header fields, with what the path captured and a few facts of the request in their values.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -32,7 +33,10 @@ impl Facts {
         let traceparent = trace.to_traceparent();
         Self {
             path: path.into_owned(),
-            query: head.uri.query().map(str::to_owned),
+            query: head.uri.query().and_then(|q| match &route.guard {
+                None => Some(q.to_owned()),
+                Some(guard) => guard.secrets().without(q).map(Cow::into_owned),
+            }),
             host: headers::host(&head.uri, &head.headers).unwrap_or_default().to_owned(),
             https: route.proxies.is_https(peer, &head.headers),
             method: head.method.clone(),

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use weft_edge::auth::spec::{Place, ProviderKind, ProviderSpec};
+use weft_edge::spec::*;
 
 use super::*;
 
@@ -42,6 +43,72 @@ async fn a_key_in_the_query_is_taken_out_of_the_target() {
     assert!(got.status == 200 && got.text.starts_with("GET /orders?a=1&b=2\n"), "{}", got.text);
     let twice = format!("/orders?key={0}&key={0}", key.expose());
     assert_eq!(ask(&w, &twice, &[]).await.status, 401);
+}
+
+fn versions(names: &[&str]) -> VersionsSpec {
+    let known = names.iter().map(|n| VersionSpec {
+        version: weft_policy::version::Version { name: (*n).into(), ..Default::default() },
+        path: Some(format!("/of/{n}/{{**}}")),
+        successor: Some(Successor::Version(names[names.len() - 1].into())),
+        ..VersionSpec::default()
+    });
+    VersionsSpec { from: vec![VersionFrom::Path], default: None, known: known.collect() }
+}
+
+#[tokio::test]
+async fn a_key_in_the_query_reaches_neither_a_version_nor_links_nor_header_rules() {
+    let mut r = route("all", "/{version}/**", "s");
+    r.versions = Some(versions(&["v1", "v2"]));
+    r.traffic.request = vec![FieldRule::Set("x-query".into(), "{request.query}".into())];
+    r.policy.auth = Some(Auth { providers: vec!["partners".into()], ..Auth::default() });
+    let spec = GatewaySpec { auth: vec![by(Place::Query("key".into()))], ..gateway(vec![r]) };
+    let w = World::start(spec, &[spec_of("s", Protocol::Http, &[echo().await])]).await;
+    let (_, key) = w.api_keys.create("acme", vec![], None).await.unwrap();
+    let got = ask(&w, &format!("/v1/orders?a=1&k%65y={}", key.expose()), &[]).await;
+    assert!(got.status == 200 && got.text.starts_with("GET /of/v1/orders?a=1\n"), "{}", got.text);
+    assert!(got.text.contains("\nx-query: a=1\n") && !got.text.contains(key.expose()), "{}", got.text);
+    assert_eq!(got.headers["link"], "</v2/orders?a=1>; rel=\"successor-version\"");
+}
+
+#[tokio::test]
+async fn the_access_log_writes_no_key_also_when_nobody_is_let_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("access.log");
+    let mut r = route("orders", "/orders", "s");
+    r.policy.auth = Some(Auth { providers: vec!["partners".into()], ..Auth::default() });
+    let mut spec = GatewaySpec { auth: vec![by(Place::Query("key".into()))], ..gateway(vec![r]) };
+    spec.access_log = Some(AccessLog { file: Some(file.clone()), sample: 1.0 });
+    let w = World::start(spec, &[spec_of("s", Protocol::Http, &[echo().await])]).await;
+    for (path, status) in [("/orders", 401), ("/elsewhere", 404)] {
+        let got = ask(&w, &format!("{path}?a=1&key=hush"), &[("referer", "http://h/?key=hush")]).await;
+        assert_eq!(got.status, status);
+    }
+    let written = || std::fs::read_to_string(&file).unwrap();
+    w.until(|| async { written().lines().count() == 2 }).await;
+    let text = written();
+    assert_eq!(text.matches("\"query\":\"a=1&key=REDACTED\"").count(), 2, "{text}");
+    assert!(!text.contains("hush"), "{text}");
+}
+
+#[tokio::test]
+async fn to_prepare_a_configuration_changes_nothing_of_what_is_counted() {
+    let spec = |names: &[&str]| {
+        let mut r = route("all", "/{version}/**", "s");
+        r.versions = Some(versions(names));
+        gateway(vec![r])
+    };
+    let w = World::start(spec(&["v1", "v2"]), &[spec_of("s", Protocol::Http, &[echo().await])]).await;
+    assert_eq!(ask(&w, "/v1/x", &[]).await.status, 200);
+    let names = || {
+        let items = w.gateway.usage().to_json()["items"].as_array().unwrap().clone();
+        items.iter().map(|i| (i["version"].as_str().unwrap().to_owned(), i["requests"].as_u64())).collect::<Vec<_>>()
+    };
+    let before = [("v1".to_owned(), Some(1)), ("v2".to_owned(), Some(0))];
+    assert_eq!(names(), before);
+    let prepared = w.gateway.prepare(&spec(&["v1", "v3"])).unwrap();
+    assert_eq!(names(), before);
+    w.gateway.put(prepared);
+    assert_eq!(names(), [("v1".to_owned(), Some(1)), ("v3".to_owned(), Some(0))]);
 }
 
 #[tokio::test]
