@@ -134,6 +134,10 @@ pub const API_KEYS: usize = 100_000;
 pub const PASSWORD_CHECKS: usize = 2;
 /// How long a password waits for its turn to be checked.
 pub const PASSWORD_WAIT: Duration = Duration::from_secs(2);
+/// Wrong passwords that a client's address may send at once to one provider; those being checked count as wrong.
+pub const WRONG_PASSWORDS: u32 = 20;
+/// After so long one more.
+pub const WRONG_PASSWORD_EVERY: Duration = Duration::from_secs(6);
 
 /// Idle connections kept per upstream instance and core.
 pub const UPSTREAM_IDLE: usize = 400;

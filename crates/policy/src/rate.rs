@@ -288,6 +288,11 @@ impl RateLimits {
         }
         Ok(())
     }
+
+    /// Gives back what [`check`](Self::check) took at `taken` from one limit.
+    pub fn give_back(&self, index: usize, asked: Ask, taken: u64) {
+        self.0[index].give_back(asked, taken);
+    }
 }
 
 impl Limiter {

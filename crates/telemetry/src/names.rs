@@ -18,7 +18,7 @@ metrics! {
     MIRRORED = Counter "weft_mirrored_total", "Copies of requests, by route and result (same, different, failed, skipped).";
     ACCESS_LINES_DROPPED = Counter "weft_access_log_dropped_total", "Lines of the access log dropped because its writer did not keep up.";
 
-    AUTH_DECISIONS = Counter "weft_auth_decisions_total", "Callers judged, by provider (`none`: before or without one) and result (ok, cached, anonymous, missing, invalid, expired, unknown-key, unavailable, forbidden, would-forbid, address).";
+    AUTH_DECISIONS = Counter "weft_auth_decisions_total", "Callers judged, by provider (`none`: before or without one) and result (ok, cached, anonymous, missing, invalid, expired, unknown-key, unavailable, forbidden, would-forbid, address, limited).";
     AUTH_KEY_FETCHES = Counter "weft_auth_key_fetches_total", "Fetches of an issuer's key set, by provider and result (ok, failed).";
 
     POLICY_REFUSED = Counter "weft_policy_refused_total", "Work refused before it was sent, by policy and reason (rate-limited, bulkhead, breaker-open).";

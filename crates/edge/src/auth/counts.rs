@@ -19,9 +19,10 @@ pub(crate) enum Verdict {
     Forbidden,
     WouldForbid,
     Address,
+    Limited,
 }
 
-const WORDS: [&str; 11] = [
+const WORDS: [&str; 12] = [
     "ok",
     "cached",
     "anonymous",
@@ -33,6 +34,7 @@ const WORDS: [&str; 11] = [
     "forbidden",
     "would-forbid",
     "address",
+    "limited",
 ];
 
 impl Verdict {

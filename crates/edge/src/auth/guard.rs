@@ -1,6 +1,7 @@
 //! What stands before a route: source addresses, any of its providers, scopes and a condition; and what of the caller
 //! goes on to the target.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use http::header::{self, HeaderName};
@@ -84,8 +85,8 @@ impl Guard {
             return Err(Problem::new(code::FORBIDDEN, format!("callers from {source} are not let in here")));
         }
         let who = match deadline.instant() {
-            None => self.authenticate(head).await?,
-            Some(at) => tokio::time::timeout_at(at, self.authenticate(head)).await.map_err(|_| {
+            None => self.authenticate(head, from.client).await?,
+            Some(at) => tokio::time::timeout_at(at, self.authenticate(head, from.client)).await.map_err(|_| {
                 let detail = "who is calling could not be checked before the deadline of the request";
                 Problem::new(code::DEADLINE_EXCEEDED, detail)
             })??,
@@ -95,20 +96,26 @@ impl Guard {
         Ok(who)
     }
 
-    async fn authenticate(&self, head: &Parts) -> Result<Option<Arc<Identity>>, Problem> {
+    async fn authenticate(&self, head: &Parts, client: IpAddr) -> Result<Option<Arc<Identity>>, Problem> {
         let mut denied: Option<(&Provider, Denied)> = None;
-        let mut unavailable = None;
+        let (mut unavailable, mut limited) = (None, None);
         for p in &self.providers {
-            match p.check(head).await {
+            match p.check(head, client).await {
                 Answer::Nothing => {}
                 Answer::Known(who) => return Ok(Some(who)),
                 Answer::Unavailable(why) => unavailable = Some((p, why)),
+                Answer::Limited(wait) => limited = Some((p, wait)),
                 // The most telling one: a token that is of another issuer's says nothing about this one.
                 Answer::Denied(d) => match &denied {
                     Some((_, before)) if *before != Denied::Issuer => {}
                     _ => denied = Some((p, d)),
                 },
             }
+        }
+        if let Some((p, wait)) = limited {
+            p.counts.add(Verdict::Limited);
+            let detail = format!("too many wrong passwords came from {}", net::plain(client));
+            return Err(Problem::new(code::RATE_LIMITED, detail).with_retry_after(wait));
         }
         if let Some((p, why)) = unavailable {
             p.counts.add(Verdict::Unavailable);

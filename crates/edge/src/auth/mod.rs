@@ -11,6 +11,7 @@ mod guard;
 mod provider;
 mod source;
 pub mod spec;
+mod tries;
 
 pub use api_keys::ApiKeys;
 pub use expression::NAMES;

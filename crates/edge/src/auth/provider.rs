@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -19,6 +21,7 @@ use super::api_keys::ApiKeys;
 use super::counts::{Counts, Verdict};
 use super::source::Source;
 use super::spec::{Place, ProviderKind, ProviderSpec};
+use super::tries::Tries;
 
 /// A provider in force; shared by all routes that name it, and kept over reloads that leave it as it is.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub(crate) struct Provider {
 enum Checks {
     Jwt { rules: Rules, header: HeaderName, keys: Arc<Source> },
     ApiKey { place: At, keys: ApiKeys },
-    Basic { users: Arc<HashMap<String, String>>, like: Arc<str>, turns: Semaphore },
+    Basic { users: Arc<HashMap<String, String>>, like: Arc<str>, turns: Semaphore, tries: Tries },
 }
 
 #[derive(Debug)]
@@ -54,6 +57,8 @@ pub(super) enum Answer {
     Denied(Denied),
     /// It cannot be said now.
     Unavailable(&'static str),
+    /// Too many from there were no good; for so long none is looked at.
+    Limited(Duration),
 }
 
 impl Provider {
@@ -77,7 +82,7 @@ impl Provider {
                 let (_, like) = users.first().ok_or("it has no users")?;
                 let like = like.as_str().into();
                 let users = Arc::new(users.iter().cloned().collect());
-                Checks::Basic { users, like, turns: Semaphore::new(limits::PASSWORD_CHECKS) }
+                Checks::Basic { users, like, turns: Semaphore::new(limits::PASSWORD_CHECKS), tries: Tries::new() }
             }
         };
         let counts = Counts::new(&means.telemetry, &name);
@@ -99,7 +104,7 @@ impl Provider {
     }
 
     /// Who the request is from, as far as this provider can tell.
-    pub(super) async fn check(&self, head: &Parts) -> Answer {
+    pub(super) async fn check(&self, head: &Parts, client: IpAddr) -> Answer {
         let now = SystemClock.now();
         match &self.checks {
             Checks::Jwt { rules, header, keys } => match bearer(head, header) {
@@ -118,10 +123,10 @@ impl Provider {
                     Found::One(key) => self.api_key(keys, &key, now),
                 }
             }
-            Checks::Basic { users, like, turns } => match basic(head) {
+            Checks::Basic { users, like, turns, tries } => match basic(head) {
                 Found::Nothing => Answer::Nothing,
                 Found::Twice => Answer::Denied(Denied::Password),
-                Found::One(pair) => self.password(users, like, turns, pair).await,
+                Found::One(pair) => self.password(users, like, turns, (tries, client), pair).await,
             },
         }
     }
@@ -182,6 +187,7 @@ impl Provider {
         users: &Arc<HashMap<String, String>>,
         like: &Arc<str>,
         turns: &Semaphore,
+        (tries, client): (&Tries, IpAddr),
         pair: Vec<u8>,
     ) -> Answer {
         let Some(colon) = pair.iter().position(|b| *b == b':') else { return Answer::Denied(Denied::Password) };
@@ -195,7 +201,12 @@ impl Provider {
             self.counts.add(Verdict::Cached);
             return Answer::Known(who);
         }
+        let a_try = match tries.begin(client) {
+            Ok(a_try) => a_try,
+            Err(wait) => return Answer::Limited(wait),
+        };
         let Ok(Ok(_turn)) = tokio::time::timeout(limits::PASSWORD_WAIT, turns.acquire()).await else {
+            a_try.forgive();
             return Answer::Unavailable("too many passwords are being checked");
         };
         let (users, like) = (users.clone(), like.clone());
@@ -206,13 +217,17 @@ impl Provider {
         });
         match checked.await {
             Ok(Ok(())) => {
+                a_try.forgive();
                 let who = Arc::new(Identity::new(&self.name, &user, Vec::new(), json!({"sub": user})));
                 self.cache.put(name, who.clone(), forever, 0);
                 self.counts.add(Verdict::Ok);
                 Answer::Known(who)
             }
             Ok(Err(d)) => Answer::Denied(d),
-            Err(_) => Answer::Unavailable("the password could not be checked"),
+            Err(_) => {
+                a_try.forgive();
+                Answer::Unavailable("the password could not be checked")
+            }
         }
     }
 
