@@ -493,7 +493,10 @@ fn locate(running: &Running, peer: &Peer, head: &Parts) -> Result<Located, Probl
     let host = headers::host(&head.uri, &head.headers).map_err(|e| Problem::new(code::BAD_REQUEST, e))?;
     let given = head.uri.path();
     let path = normal(given).ok_or_else(|| {
-        Problem::new(code::INVALID_PATH, format!("the path '{given}' has dot segments or broken percent-encoding"))
+        Problem::new(
+            code::INVALID_PATH,
+            format!("the path '{given}' has empty or dot segments, or broken percent-encoding"),
+        )
     })?;
     let query = head.uri.query();
     let source = running.table.sees_source().then(|| running.proxies.client(peer, &head.headers));

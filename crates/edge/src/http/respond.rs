@@ -84,7 +84,7 @@ const MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 
 fn grpc_status(c: Code) -> u16 {
     match c {
-        code::DEADLINE_EXCEEDED | code::UPSTREAM_TIMEOUT => 4,
+        code::DEADLINE_EXCEEDED | code::UPSTREAM_TIMEOUT | code::REQUEST_TIMEOUT => 4,
         code::RATE_LIMITED
         | code::QUOTA_EXCEEDED
         | code::TOO_LARGE

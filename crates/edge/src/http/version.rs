@@ -156,7 +156,8 @@ impl Versions {
                 record.version(served.name.clone());
                 if let Some((template, pattern)) = &served.rewrite {
                     let path = normal(asked.path()).unwrap_or(asked.path().into());
-                    let query = asked.query().and_then(|q| self.secrets.without(q));
+                    // With the credential, by which limits may count, until the guard takes it out.
+                    let query = head.uri.query().map(str::to_owned);
                     head.uri = super::exchange::sent_to(&head.uri, &template.fill(pattern, &path), query.as_deref())?;
                 }
                 Ok((&served.route, served.name.clone()))

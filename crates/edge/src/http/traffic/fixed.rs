@@ -111,10 +111,10 @@ fn location(to: &Redirect, path: Option<&Text>, query: Option<&Text>, pattern: &
     }
     let filled = path.map(|t| t.fill(pattern, Some(f)));
     let to_path = filled.as_deref().unwrap_or(&f.path);
-    // `//evil.example` would be another host (RFC 3986 4.2).
-    if out.is_empty() && to_path.starts_with("//") {
+    // `//evil.example` would be another host (RFC 3986 4.2), and browsers take `\` for `/`.
+    if out.is_empty() && (to_path.starts_with("//") || to_path.starts_with("/\\")) {
         out.push('/');
-        out.push_str(to_path.trim_start_matches('/'));
+        out.push_str(to_path.trim_start_matches(['/', '\\']));
     } else {
         out.push_str(to_path);
     }
