@@ -28,7 +28,7 @@ section! {
         "listen" listen: opt(Many<Listen>),
         /// Allows listening on addresses other than loopback without TLS.
         "insecure" insecure: def(bool, "false"),
-        /// Peers that are believed when they say who their client was (`X-Forwarded-For`, `Forwarded`), and about trace and deadline; without it loopback.
+        /// Peers that are believed when they say who their client was (`X-Forwarded-For`, `Forwarded`), and about trace and deadline; without it loopback, except where `auth` decides who may come in: there only peers that are written here are believed.
         "trusted_proxies" trusted_proxies: opt(Many<Network>),
         /// Whether services get `Forwarded` (RFC 7239) beside the `X-Forwarded` fields.
         "forwarded" forwarded: def(bool, "false"),
