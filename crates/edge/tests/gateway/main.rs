@@ -15,6 +15,7 @@ mod proxying;
 mod resilience;
 mod smuggling;
 mod streams;
+mod swaps;
 mod targets;
 mod tls;
 mod traffic;
