@@ -48,6 +48,8 @@ async fn what_was_not_acknowledged_comes_back_marked_after_a_crash() -> Result<(
     let mut weft = Weft::start(dir.path(), "queues:\n  mail: { lease: 60s }\n").await?;
     publish(&weft, "/v1/queues/mail/messages", "m1", "s").await?;
     assert_eq!(receive(&weft, "/v1/queues/mail/receive", 1).await?.len(), 1);
+    // Attempts are not waited for: they are on disk with whatever is acknowledged next.
+    publish(&weft, "/v1/queues/other/messages", "m2", "s").await?;
     weft.kill().await?;
     weft.restart().await?;
     let got = receive(&weft, "/v1/queues/mail/receive", 1).await?;
