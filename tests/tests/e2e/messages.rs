@@ -107,25 +107,25 @@ async fn acknowledge_and_publish_are_one_commit() -> Result<()> {
 #[tokio::test]
 async fn a_poison_message_is_dead_lettered_and_redriven() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let config = "queues:\n  work: { retry: { attempts: 2, backoff: 10ms..20ms }, dead_letter: work.dead }\n";
+    let config = "queues:\n  jobs: { retry: { attempts: 2, backoff: 10ms..20ms }, dead_letter: jobs.dead }\n";
     let mut weft = Weft::start(dir.path(), config).await?;
-    publish(&weft, "/v1/queues/work/messages", "poison", "s").await?;
+    publish(&weft, "/v1/queues/jobs/messages", "poison", "s").await?;
     for attempt in 1..=2 {
-        let got = receive(&weft, "/v1/queues/work/receive", 1).await?;
+        let got = receive(&weft, "/v1/queues/jobs/receive", 1).await?;
         assert_eq!(got[0]["attempt"], json!(attempt));
         let nack = json!({"leases": [got[0]["lease"]], "reason": "cannot be parsed"});
         weft.post("/v1/messages/nack", &nack).await?.expect(200)?;
     }
     let dead = eventually("the dead letter", || async {
-        let page = weft.get("/v1/queues/work.dead/messages").await.ok()?;
+        let page = weft.get("/v1/queues/jobs.dead/messages").await.ok()?;
         page["items"].get(0).cloned()
     })
     .await;
     assert!(dead["event"]["weftdeadreason"].as_str().is_some_and(|r| r.contains("cannot be parsed")), "{dead}");
-    assert_eq!(dead["event"]["weftdeadorigin"], json!("queue/work"));
-    let moved = weft.post("/v1/queues/work.dead/redrive", &json!({})).await?.expect(200)?;
+    assert_eq!(dead["event"]["weftdeadorigin"], json!("queue/jobs"));
+    let moved = weft.post("/v1/queues/jobs.dead/redrive", &json!({})).await?.expect(200)?;
     assert_eq!(moved.json()["moved"], json!(1));
-    let back = receive(&weft, "/v1/queues/work/receive", 1).await?;
+    let back = receive(&weft, "/v1/queues/jobs/receive", 1).await?;
     assert_eq!(back[0]["event"]["id"], json!("poison"));
     assert_eq!(back[0]["attempt"], json!(1), "a redriven message starts anew");
     weft.stop().await
